@@ -1,0 +1,179 @@
+"""Roster's HTTP API. Read ``models.py`` before this, ``db.py`` and a store after it."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Literal
+
+from fastapi import Body, Depends, FastAPI, Header, Path, Query, Response, status
+from fastapi.responses import StreamingResponse
+from starlette.convertors import StringConvertor, register_url_convertor
+
+import errors
+from db import get_settings
+from export import MEDIA_TYPES, Format, stream_users
+from models import (
+    BULK_MAX,
+    BulkResult,
+    UserCreate,
+    UserId,
+    UserPage,
+    UserQuery,
+    UserRead,
+    UserUpdate,
+)
+from store import UserStore, choose_backend, read_page
+
+backend = choose_backend(get_settings().database_url.get_secret_value())
+StoreDep = Annotated[UserStore, Depends(backend.get_store)]
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    """Start the database's side; close its connections at the end."""
+    async with errors.running(backend):
+        yield
+
+
+app = FastAPI(
+    title="Roster",
+    summary="A small user directory on the database of your choice.",
+    version="0.1.0",
+    lifespan=lifespan,
+    max_body_size=2**20,
+)
+errors.install(app)
+
+
+class UserIdConvertor(StringConvertor):
+    """An id in a path is not one of the words that are paths of their own.
+
+    Otherwise PATCH /users/bulk would be a wrong id (422), not a method that is not there (405).
+    """
+
+    regex = "(?!(?:bulk|export)$)[^/]+"
+
+
+register_url_convertor("user", UserIdConvertor())
+
+IdPath = Annotated[UserId, Path(alias="id")]
+IfMatch = Annotated[str | None, Header(description='An ETag, like `"3"`: only if it still fits.')]
+
+
+def etag(user: UserRead) -> dict[str, str]:
+    """Return the header that names a user's version (RFC 9110, section 8.8.3)."""
+    return {"ETag": f'"{user.version}"'}
+
+
+def versions(if_match: str | None) -> set[int] | None:
+    """Return the versions that an If-Match allows, None if any (RFC 9110, section 13.1.1)."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    return {int(tag) for tag in re.findall(r'(?<!W/)"([0-9]{1,18})"', if_match)}
+
+
+@app.post(
+    "/users/",
+    status_code=status.HTTP_201_CREATED,
+    responses=errors.WRITING | errors.TAKEN,
+)
+async def create_user(user: UserCreate, store: StoreDep, response: Response) -> UserRead:
+    """Add a user. `Location` says where it is, `ETag` which version it has."""
+    created = await store.add(user)
+    response.headers.update({"Location": f"/users/{created.id}", **etag(created)})
+    return created
+
+
+@app.post(
+    "/users/bulk",
+    status_code=status.HTTP_201_CREATED,
+    responses=errors.WRITING | errors.TAKEN,
+)
+async def create_users(
+    users: Annotated[list[UserCreate], Body(min_length=1, max_length=BULK_MAX)],
+    store: StoreDep,
+    on_conflict: Annotated[Literal["fail", "skip"], Query()] = "fail",
+) -> BulkResult:
+    """Add up to 1000 users, all or none; with `on_conflict=skip`, all whose address is free."""
+    items, skipped = await store.add_many(users, skip_taken=on_conflict == "skip")
+    return BulkResult(items=items, skipped=skipped)
+
+
+@app.get("/users/", responses=errors.READING)
+async def read_users(query: Annotated[UserQuery, Query()], store: StoreDep) -> UserPage:
+    """List users, page by page: send `next` as `cursor` until it is null.
+
+    Users who are there all the time come exactly once, whoever else comes and goes meanwhile. When
+    sorted by name, somebody who is renamed meanwhile moves in the list.
+    """
+    return await read_page(store, query)
+
+
+@app.get(
+    "/users/export",
+    response_class=StreamingResponse,
+    responses=errors.READING
+    | {200: {"content": {kind.split(";")[0]: {} for kind in MEDIA_TYPES.values()}}},
+)
+async def export_users(format: Format = "jsonl") -> StreamingResponse:
+    """Download every user, by id."""
+    return await stream_users(backend.open_store, format)
+
+
+@app.get(
+    "/users/{id:user}",
+    response_model=UserRead,
+    responses=errors.READING | errors.MISSED | {304: {"description": "You have this version."}},
+)
+async def read_user(
+    user_id: IdPath,
+    store: StoreDep,
+    response: Response,
+    if_none_match: Annotated[str | None, Header(description="The ETags that you have.")] = None,
+) -> UserRead | Response:
+    """Return a user; `ETag` says which version."""
+    user = await store.get(user_id)
+    if if_none_match and (if_none_match == "*" or etag(user)["ETag"] in if_none_match):
+        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=etag(user))
+    response.headers.update(etag(user))
+    return user
+
+
+@app.patch(
+    "/users/{id:user}",
+    responses=errors.WRITING | errors.MISSED | errors.TAKEN | errors.STALE,
+)
+async def update_user(
+    user_id: IdPath,
+    update: UserUpdate,
+    store: StoreDep,
+    response: Response,
+    if_match: IfMatch = None,
+) -> UserRead:
+    """Change the fields that are sent. With `If-Match`, only if nobody else did meanwhile."""
+    user = await store.change(user_id, update, versions(if_match))
+    response.headers.update(etag(user))
+    return user
+
+
+@app.delete(
+    "/users/{id:user}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=errors.WRITING | errors.MISSED | errors.STALE,
+)
+async def delete_user(user_id: IdPath, store: StoreDep, if_match: IfMatch = None) -> None:
+    """Delete a user. With `If-Match`, only if nobody changed it meanwhile."""
+    await store.remove(user_id, versions(if_match))
+
+
+@app.get("/livez")
+async def live() -> dict[str, str]:
+    """Say that the process serves. No database is asked."""
+    return {"status": "ok"}
+
+
+@app.get("/readyz", responses=errors.AWAY)
+async def ready(store: StoreDep) -> dict[str, str]:
+    """Say that the database answers."""
+    await store.ping()
+    return {"status": "ok"}

@@ -1,0 +1,155 @@
+"""The SQL database: settings, ``DATABASE_URL`` -> engine, and a session for each request."""
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Annotated, Any, NamedTuple
+
+from fastapi import Depends, Request
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import URL, Connection, event, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+
+class Settings(BaseSettings):
+    """What the environment says, or a file ``.env`` in the current folder; README has the table."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore")
+
+    database_url: SecretStr = SecretStr("sqlite:///roster.db")
+    pool_size: int = Field(default=10, ge=1, le=1000)
+
+
+@cache
+def get_settings() -> Settings:
+    """Return the settings; leave with one line, without any value, if one of them is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = error.errors(include_input=False)[0]
+        sys.exit(f"{str(wrong['loc'][0]).upper()}: {wrong['msg']}.")
+    except (OSError, UnicodeDecodeError) as error:
+        sys.exit(f".env: cannot be read ({type(error).__name__}).")
+
+
+def database_url() -> URL:
+    """Return ``DATABASE_URL`` in parts; leave with one line if it is none."""
+    try:
+        url = make_url(get_settings().database_url.get_secret_value())
+    except (ArgumentError, ValueError):
+        sys.exit("DATABASE_URL: not a URL; an example: postgresql://user:password@host:5432/name")
+    if "@" in (url.host or ""):
+        sys.exit("DATABASE_URL: write an @ in the user name or the password as %40.")
+    return url
+
+
+class Engines(NamedTuple):
+    """The pools: one for changes, one for reading. They differ on SQLite only."""
+
+    writer: AsyncEngine
+    reader: AsyncEngine
+
+
+@cache
+def get_engines() -> Engines:
+    """Return the engines of ``DATABASE_URL``. Nothing is connected yet.
+
+    A pool has no overflow connections, which would be opened and closed under load all the time;
+    who finds every connection taken waits in line, 5 seconds at most.
+    """
+    url, size = database_url(), get_settings().pool_size
+    options: dict[str, Any] = {"max_overflow": 0, "pool_timeout": 5, "hide_parameters": True}
+    match url.get_backend_name():
+        case "sqlite":
+            if url.database in (None, "", ":memory:"):
+                sys.exit("DATABASE_URL: SQLite needs a file, for example sqlite:///roster.db")
+            url = url.set(drivername="sqlite+aiosqlite")
+            options["connect_args"] = {"timeout": 5, "isolation_level": None}
+            writer = create_async_engine(url, pool_size=1, **options)
+            reader = create_async_engine(url, pool_size=4, **options)
+            set_up_sqlite(writer, "BEGIN IMMEDIATE", *SQLITE_WRITER)
+            set_up_sqlite(reader, "BEGIN", *SQLITE_READER)
+            return Engines(writer, reader)
+        case "postgresql" | "postgres":
+            url = url.set(drivername="postgresql+asyncpg")
+            # Others write sslmode, as libpq does; asyncpg calls it ssl and takes the same words.
+            if "sslmode" in url.query:
+                mode = url.query["sslmode"]
+                url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
+            options["connect_args"] = {
+                "timeout": 3,
+                "command_timeout": 10,
+                "server_settings": {"statement_timeout": "5000", "lock_timeout": "3000"},
+            }
+        case _:
+            url = url.set(drivername="mysql+asyncmy")
+            # At PostgreSQL's default isolation there are no locks on gaps, and so few deadlocks.
+            options["isolation_level"] = "READ COMMITTED"
+            options["connect_args"] = {
+                "charset": "utf8mb4",
+                "connect_timeout": 3,
+                "read_timeout": 10,
+                # Each of the two comments is read by one of MariaDB and MySQL.
+                "init_command": "SET SESSION innodb_lock_wait_timeout=3"
+                " /*M!100100 , max_statement_time=5 */ /*!50704 , max_execution_time=5000 */",
+            }
+    engine = create_async_engine(
+        url, pool_size=size, pool_pre_ping=True, pool_recycle=1800, **options
+    )
+    return Engines(engine, engine)
+
+
+# FULL: a commit that was answered is on the disk. One writer: others would only wait for its lock.
+SQLITE_WRITER = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+SQLITE_READER = ("query_only=ON", "wal_autocheckpoint=0")
+
+
+def set_up_sqlite(engine: AsyncEngine, begin: str, *pragmas: str) -> None:
+    """Give an engine's connections these pragmas, and its transactions this beginning.
+
+    Python's own transactions are off (``isolation_level=None``), for they begin without a lock: to
+    read, and then to write while somebody else has written, fails at once, whatever the timeout.
+    """
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def on_connect(connection: Any, _: object) -> None:
+        cursor = connection.cursor()
+        for pragma in pragmas:
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    @event.listens_for(engine.sync_engine, "close")
+    def on_close(connection: Any, _: object) -> None:
+        # A cancelled task leaves a cursor behind, which keeps a closed connection's lock alive.
+        connection.rollback()
+
+
+@asynccontextmanager
+async def open_session(reading: bool = False) -> AsyncIterator[AsyncSession]:
+    """Yield a session; commit when the block is left, roll back if an exception leaves it."""
+    engines = get_engines()
+    async with AsyncSession(
+        engines.reader if reading else engines.writer, expire_on_commit=False
+    ) as session:
+        yield session
+        if not reading:
+            await session.commit()
+
+
+async def get_session(request: Request) -> AsyncIterator[AsyncSession]:
+    """Yield the session of a request: for reading if it is a GET or a HEAD, else for changes."""
+    async with open_session(reading=request.method in ("GET", "HEAD")) as session:
+        yield session
+
+
+# scope="function" ends the session before the answer is sent: with FastAPI's default a client would
+# be told 201 before a commit that fails.
+SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]

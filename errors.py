@@ -1,0 +1,330 @@
+"""What went wrong -> the HTTP answer: what a client sent, and what a database said, in one table.
+
+Every answer has FastAPI's own shape, ``{"detail": ...}``: a sentence, or for the fields that a
+client got wrong (409, 422) a list that says which and why. None holds a driver's text, SQL, or what
+the client sent.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from enum import Enum
+from typing import Any
+
+from fastapi import FastAPI, Request, Response, status
+from fastapi.exception_handlers import http_exception_handler
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError, StatementError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm.exc import StaleDataError
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+
+from models import BULK_MAX
+from store import Backend, EmailTaken, NotFound, StaleVersion
+
+logger = logging.getLogger("uvicorn.error")  # uvicorn prints what is logged here
+
+
+class Fault(Enum):
+    """A kind of failure of a database: the status and the detail of the answer to it."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        self.status = status
+        self.detail = detail
+
+    CONFLICT = 409, "This contradicts what is stored."
+    BAD_VALUE = 422, "The database cannot store this value."
+    BUSY = 503, "The database is busy with other changes. Try again."
+    AWAY = 503, "The database does not answer. Try again."
+    TOO_SLOW = 503, "The database took too long. Try again."
+    READ_ONLY = 503, "The database takes no changes now. Try again."
+    REFUSED = 503, "The database does not let Roster in. Its operator has to look."
+    FULL = 507, "The database is full."
+    BUG = 500, "Internal Server Error"
+
+
+# Each driver's own code for it: PostgreSQL's SQLSTATE or its class (the first two characters),
+# MySQL's and MariaDB's number, SQLite's name or the beginning of it.
+CODES: dict[Fault, tuple[str | int, ...]] = {
+    Fault.CONFLICT: (
+        *("23505", "23503", 1062, 1451, 1452),
+        *("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"),
+        "SQLITE_CONSTRAINT_FOREIGNKEY",
+    ),
+    Fault.BAD_VALUE: ("22", "23502", "23514", 1048, 1264, 1366, 1406, "SQLITE_CONSTRAINT"),
+    Fault.BUSY: ("40001", "40P01", "55P03", 1020, 1205, 1213, "SQLITE_BUSY", "SQLITE_LOCKED"),
+    # 42P01 and 1146: a database that came back without its tables; they are about to be made.
+    Fault.AWAY: (
+        *("08", "57P01", "57P02", "57P03", "53300", "42P01"),
+        *(1040, 1047, 1053, 1146, 1927, *range(2002, 2014), 2055),
+    ),
+    Fault.TOO_SLOW: ("57014", 1969, 3024, "SQLITE_INTERRUPT"),
+    Fault.READ_ONLY: ("25006", 1290, 1792, 1836, "SQLITE_READONLY"),
+    Fault.REFUSED: ("28", "3D000", "42501", 1044, 1045, 1049, 1142, "SQLITE_CANTOPEN"),
+    Fault.FULL: ("53100", 1021, 1114, "SQLITE_FULL"),
+}
+BY_CODE = {code: fault for fault, codes in CODES.items() for code in codes}
+
+
+def driver_code(error: BaseException) -> str | int | None:
+    """Return the code that the driver gives for an error, or None if it has none."""
+    cause: Any = error.orig if isinstance(error, StatementError) else error
+    if name := getattr(cause, "sqlite_errorname", None):
+        return str(name)
+    # MySQL's number says more than its SQLSTATE, which asyncmy has too.
+    if not isinstance(cause, OSError) and cause.args and isinstance(cause.args[0], int):
+        return cause.args[0]
+    state = getattr(cause, "sqlstate", None)
+    return str(state) if state else None
+
+
+def classify(error: BaseException) -> Fault:
+    """Return what kind of failure a driver's or SQLAlchemy's exception is."""
+    code = driver_code(error)
+    if code in BY_CODE:
+        return BY_CODE[code]
+    if isinstance(code, str):
+        # SQLITE_BUSY_SNAPSHOT is a SQLITE_BUSY, 22021 is of class 22.
+        general = "_".join(code.split("_")[:2]) if code.startswith("SQLITE_") else code[:2]
+        return BY_CODE.get(general, Fault.BUG)
+    if isinstance(error, StaleDataError):
+        return Fault.BUSY
+    if isinstance(error, (OSError, PoolTimeout)):
+        return Fault.AWAY
+    return Fault.BUG
+
+
+# What is wrong with DATABASE_URL, in words, by the driver's code.
+WRONG_PART: dict[str | int | None, str] = {
+    **dict.fromkeys(("28P01", "28000", 1045), "does not know this user name with this password"),
+    **dict.fromkeys(("3D000", 1049), "has no database of this name"),
+    **dict.fromkeys(("42501", 1044, 1142), "does not let this user into the database"),
+    "SQLITE_CANTOPEN": "cannot be opened: is the folder there, and may you write in it?",
+    "SQLITE_NOTADB": "is not a SQLite database",
+    "SQLITE_READONLY": "cannot be written to",
+}
+
+
+@asynccontextmanager
+async def running(backend: Backend) -> AsyncIterator[None]:
+    """Start a backend, and stop it when the block is left.
+
+    If the database is away, the app serves all the same (503, but ``/livez``), and the backend is
+    started as soon as it answers. If the database is there and says no, the app ends with one line.
+    """
+
+    async def start() -> bool:
+        try:
+            await backend.start()
+        except Exception as error:  # noqa: BLE001 (whatever it is, a person reads it)
+            fault, code = classify(error), driver_code(error)
+            if fault in (Fault.AWAY, Fault.BUSY, Fault.TOO_SLOW):
+                logger.warning("DATABASE_URL: %s does not answer yet.", backend.place())
+                return False
+            sys.tracebacklimit = 0  # uvicorn prints the traceback: this leaves only the line
+            words = WRONG_PART.get(code, f"cannot be used ({code or type(error).__name__})")
+            raise SystemExit(f"DATABASE_URL: {backend.place()} {words}.") from None
+        return True
+
+    async def start_later() -> None:
+        while not await start():  # noqa: ASYNC110 (it is the database that is asked, not a flag)
+            await asyncio.sleep(1)
+
+    later = None if await start() else asyncio.create_task(start_later())
+    try:
+        yield
+    finally:
+        if later:
+            later.cancel()
+        await backend.stop()
+
+
+class Problem(BaseModel):
+    """Why a request was not done."""
+
+    detail: str
+
+
+class FieldProblem(BaseModel):
+    """What is wrong with one field: ``loc`` is the way to it, from ``body``, ``query``, ``path``."""
+
+    type: str
+    loc: list[str | int]
+    msg: str
+
+
+class FieldProblems(BaseModel):
+    """Which fields a request was not done for."""
+
+    detail: list[FieldProblem]
+
+
+def answer(status: int, detail: str | list[FieldProblem]) -> JSONResponse:
+    """Return an error's response."""
+    if isinstance(detail, str):
+        content: dict[str, Any] = {"detail": detail}
+    else:
+        content = {"detail": [problem.model_dump() for problem in detail]}
+    return JSONResponse(content, status, {"Retry-After": "1"} if status == 503 else None)
+
+
+async def on_invalid_request(_: Request, error: RequestValidationError) -> Response:
+    """Answer 422 without what was sent: FastAPI's own handler would echo it, passwords too."""
+
+    def readable(part: str | int) -> str | int:
+        # The name of an unknown field is the client's: any length, and not always valid Unicode.
+        return (
+            part.encode(errors="replace").decode()[:NAME_SHOWN] if isinstance(part, str) else part
+        )
+
+    problems = []
+    for found in error.errors()[:BULK_MAX]:
+        message = found["msg"].removeprefix("Value error, ")
+        if found["type"] == "json_invalid":
+            message += f": {found['ctx']['error']}"
+        loc = [readable(part) for part in found["loc"]]
+        problems.append(FieldProblem(type=found["type"], loc=loc, msg=message))
+    return answer(422, problems)
+
+
+async def on_http_exception(request: Request, error: HTTPException) -> Response:
+    """Answer as FastAPI does, but with all methods of the path in Allow (RFC 9110, 15.5.6).
+
+    Starlette names those of the first route that has the path.
+    """
+    if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
+        routes = [
+            route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE
+        ]
+        error.headers = {"Allow": ", ".join(sorted({m for route in routes for m in route.methods}))}
+    return await http_exception_handler(request, error)
+
+
+async def on_email_taken(_: Request, error: EmailTaken) -> Response:
+    """Answer 409 with the place of each address that somebody has."""
+    msg = "Somebody has this email address already."
+    return answer(409, [FieldProblem(type="taken", loc=[*loc], msg=msg) for loc in error.locations])
+
+
+async def on_not_found(_: Request, __: NotFound) -> Response:
+    """Answer 404."""
+    return answer(404, "There is no user with this id.")
+
+
+async def on_stale_version(_: Request, __: StaleVersion) -> Response:
+    """Answer 412."""
+    return answer(412, "The user has been changed since: get it again, then decide.")
+
+
+async def on_database_error(request: Request, error: Exception) -> Response:
+    """Answer what the table says; what it does not know is a bug, and its traceback is logged."""
+    fault = classify(error)
+    if fault is Fault.BUG:
+        raise error
+    code = driver_code(error) or type(error).__name__
+    logger.warning("%s %s: %s (%s)", request.method, request.url.path, fault.name, code)
+    if fault.status in (409, 422):
+        return answer(fault.status, [FieldProblem(type="database", loc=["body"], msg=fault.detail)])
+    return answer(fault.status, fault.detail)
+
+
+async def on_bug(_: Request, __: Exception) -> Response:
+    """Answer 500; Starlette raises the exception again after this, and uvicorn logs it."""
+    return answer(Fault.BUG.status, Fault.BUG.detail)
+
+
+def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the entries of these statuses for the OpenAPI document."""
+    said = {
+        404: "No user has this id.",
+        409: "An email address is taken. Nothing was stored.",
+        412: "The user has another version than `If-Match` names. Nothing was changed.",
+        413: "The body is over 1 MiB.",
+        422: "A field is wrong.",
+        503: "The database is away or busy. Try again after `Retry-After` seconds.",
+        507: "The database is full.",
+    }
+    return {
+        status: {
+            "description": said[status],
+            "model": FieldProblems if status in (409, 422) else Problem,
+        }
+        for status in statuses
+    }
+
+
+READING = describe(422, 503)
+WRITING = describe(413, 422, 503, 507)
+MISSED = describe(404)
+TAKEN = describe(409)
+STALE = describe(412)
+AWAY = describe(503)
+
+
+class StrictRequest(Request):
+    """A request whose JSON means one thing only."""
+
+    async def json(self) -> Any:
+        """Return the body's value.
+
+        Raises:
+            JSONDecodeError: it is no JSON by RFC 8259, or an object has a key twice (section 4
+                leaves open which of them counts), or it is nested too deeply.
+        """
+
+        def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            found = dict(pairs)
+            if len(found) < len(pairs):
+                raise ValueError("an object has the same key twice")
+            return found
+
+        def refuse(constant: str) -> None:
+            raise ValueError(f"{constant} is not JSON")
+
+        try:
+            return json.loads(await self.body(), object_pairs_hook=unique, parse_constant=refuse)
+        except json.JSONDecodeError:
+            raise
+        except UnicodeDecodeError:
+            raise json.JSONDecodeError("not valid UTF-8", "", 0) from None
+        except ValueError as error:
+            raise json.JSONDecodeError(str(error), "", 0) from None
+        except RecursionError:
+            raise json.JSONDecodeError("nested too deeply", "", 0) from None
+
+
+class StrictRoute(APIRoute):
+    """A route that reads its body as a ``StrictRequest``."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return FastAPI's handler with the request exchanged."""
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return handle_strictly
+
+
+def install(app: FastAPI) -> None:
+    """Make an app give the answers of this module. Call it before the first route is added."""
+    app.router.route_class = StrictRoute
+    handlers: dict[type[Exception], Any] = {
+        HTTPException: on_http_exception,
+        RequestValidationError: on_invalid_request,
+        EmailTaken: on_email_taken,
+        NotFound: on_not_found,
+        StaleVersion: on_stale_version,
+        SQLAlchemyError: on_database_error,
+        OSError: on_database_error,
+        Exception: on_bug,
+    }
+    for error, handler in handlers.items():
+        app.add_exception_handler(error, handler)

@@ -1,0 +1,250 @@
+"""Roster's data: the table, and what goes in and out of the API.
+
+The rules of a field stand here, once, before any database is asked: five databases cannot disagree
+about a value that never reaches them. ``User`` is the SQL table. Table models do not validate
+(https://sqlmodel.tiangolo.com/tutorial/fastapi/multiple-models/), so what comes from outside goes
+through ``UserCreate`` or ``UserUpdate`` first, and what goes out is a ``UserRead``.
+"""
+
+import re
+import unicodedata
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, NamedTuple, Self, cast
+
+from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, validate_email
+from pydantic import (
+    MISSING,
+    AfterValidator,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
+from sqlalchemy import BigInteger, Column, Index, Integer, String, UniqueConstraint
+from sqlalchemy.dialects.mysql import DATETIME
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeEngine
+from sqlmodel import Field, SQLModel
+from sqlmodel.sql.sqltypes import UTCDateTime
+
+ID_MAX = 2**63 - 1  # BIGINT, the widest integer that all five databases store
+BULK_MAX = 1000
+NAME_MAX = 100
+EMAIL_MAX = 254  # RFC 3696, erratum 1690
+KEY_MAX = 255  # folding can lengthen a text: "ß" becomes "ss", "ﷺ" eighteen letters
+
+# An internal tool's people may well be at corp.local.
+SPECIAL_USE_DOMAIN_NAMES.clear()
+
+# Control characters, line separators, and U+FFFD: what is left of text that was not valid UTF-8.
+REFUSED = r"\u0000-\u001f\u007f-\u009f\u2028\u2029\ufffd"
+
+
+def fold(text: str) -> str:
+    """Return the key by which a text is compared and sorted: NFKC and casefold, at most 255 long.
+
+    Case, full-width and decomposed variants of one text have the same key (Unicode Standard,
+    section 3.13, toNFKC_Casefold). Folding can undo the normal form, hence the second pass.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return unicodedata.normalize("NFKC", folded)[:KEY_MAX]
+
+
+def utc_now() -> datetime:
+    """Return the time in UTC, aware, cut to the milliseconds that every database keeps."""
+    now = datetime.now(UTC)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
+
+def plain_text(text: str) -> str:
+    """Return the text; raise ValueError if it has control characters or was not valid UTF-8."""
+    if re.search(f"[{REFUSED}]", text):
+        raise ValueError("must not contain control characters or invalid text")
+    return text
+
+
+def normal_email(text: str) -> str:
+    """Return the address as email-validator normalises it; raise ValueError if it is not one.
+
+    Only the syntax is checked: with a DNS look-up, the answer would depend on the network.
+    """
+    try:
+        email = validate_email(text, check_deliverability=False).normalized
+    except EmailNotValidError as error:
+        raise ValueError(f"not a valid email address: {error}") from None
+    if len(fold(email)) > EMAIL_MAX:
+        raise ValueError(f"not a valid email address: longer than {EMAIL_MAX} once folded")
+    return email
+
+
+UserId = Annotated[int, Field(ge=1, le=ID_MAX)]
+Name = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=NAME_MAX),
+    AfterValidator(plain_text),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "maxLength": NAME_MAX,
+            "pattern": rf"^[^{REFUSED}]*[^\s{REFUSED}][^{REFUSED}]*$",
+        }
+    ),
+]
+NamePrefix = Annotated[
+    str,
+    StringConstraints(max_length=NAME_MAX),
+    AfterValidator(plain_text),
+    WithJsonSchema({"type": "string", "maxLength": NAME_MAX, "pattern": f"^[^{REFUSED}]*$"}),
+]
+Email = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, max_length=EMAIL_MAX),
+    AfterValidator(normal_email),
+    WithJsonSchema({"type": "string", "format": "email", "maxLength": EMAIL_MAX}),
+]
+Sort = Literal["id", "-id", "name", "-name"]
+
+
+class UserCreate(SQLModel):
+    """What a client sends to add a user."""
+
+    model_config = {"extra": "forbid"}
+
+    name: Name
+    email: Email
+
+
+class UserUpdate(SQLModel):
+    """What a client sends to change a user: a field that is absent stays as it is."""
+
+    model_config = {"extra": "forbid"}
+
+    name: Name | MISSING = MISSING
+    email: Email | MISSING = MISSING
+
+
+class UserRead(SQLModel):
+    """A user as clients see it."""
+
+    id: int
+    name: str
+    email: str
+    created_at: datetime
+    updated_at: datetime
+    version: int
+
+
+class Millis(UTCDateTime):
+    """SQLModel's UTC datetime, with milliseconds on MySQL and MariaDB too (their default: none)."""
+
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Return DATETIME(3) there, the usual type elsewhere."""
+        if dialect.name == "mysql":
+            return dialect.type_descriptor(DATETIME(fsp=3))
+        return super().load_dialect_impl(dialect)
+
+
+# SQLite numbers rows only in a column declared as INTEGER.
+RowId = BigInteger().with_variant(Integer, "sqlite")
+# Keys sort by code point on every database, not by the server's language.
+Key = (
+    String(KEY_MAX)
+    .with_variant(String(KEY_MAX, collation="C"), "postgresql")
+    .with_variant(String(KEY_MAX, collation="utf8mb4_bin"), "mysql")
+)
+VERSION = Column("version", Integer, nullable=False)
+
+
+class User(SQLModel, table=True):
+    """A user as SQL stores it: with the keys by which it is found, which no client ever sees."""
+
+    __tablename__ = "users"
+    __table_args__ = (
+        UniqueConstraint("email_key", name="uq_users_email_key"),
+        Index("ix_users_name_key_id", "name_key", "id"),
+        # AUTOINCREMENT: SQLite would give a deleted user's id to the next one.
+        {"sqlite_autoincrement": True, "mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"},
+    )
+    # Every UPDATE and DELETE ends in "AND version = ..." and an UPDATE adds one, so that of two who
+    # change the same version one fails instead of undoing the other's work.
+    __mapper_args__ = {"version_id_col": VERSION}
+
+    id: int = Field(default=None, primary_key=True, sa_type=cast(Any, RowId))
+    name: str = Field(max_length=NAME_MAX)
+    email: str = Field(max_length=EMAIL_MAX)
+    created_at: datetime = Field(sa_type=Millis)
+    updated_at: datetime = Field(sa_type=Millis)
+    version: int = Field(default=1, sa_column=VERSION)
+    name_key: str = Field(sa_type=cast(Any, Key))
+    email_key: str = Field(sa_type=cast(Any, Key))
+
+
+def index_keys(data: UserCreate | UserUpdate) -> dict[str, str]:
+    """Return ``name_key`` and ``email_key`` of those of the two fields that are present."""
+    return {f"{field}_key": fold(text) for field, text in data.model_dump().items()}
+
+
+# Whatever fits this is a position in the list, if not always that of a user.
+CURSOR = r"^(-?id|-?name)\.[1-9][0-9]{0,18}\.([0-9a-f]{2}){0,400}$"
+
+
+class Cursor(NamedTuple):
+    """The user after whom a page begins, and the order that the pages are in."""
+
+    sort: Sort
+    id: int
+    name: str
+
+    def encode(self) -> str:
+        """Return the cursor as a client gets it: opaque to it, and safe in a URL."""
+        return f"{self.sort}.{self.id}.{self.name.encode().hex()}"
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """Return the cursor in a text that fits ``CURSOR``."""
+        sort, user_id, name = text.split(".")
+        readable = re.sub(f"[{REFUSED}]", "", bytes.fromhex(name).decode(errors="replace"))
+        return cls(cast(Sort, sort), min(int(user_id), ID_MAX), readable)
+
+
+class UserQuery(SQLModel):
+    """Which users, in which order, and how many of them."""
+
+    model_config = {"extra": "forbid"}
+
+    limit: int = Field(default=50, ge=1, le=200, description="How many users, at most.")
+    cursor: Annotated[str, StringConstraints(pattern=CURSOR)] | MISSING = Field(
+        default=MISSING, description="`next` of the page before; it keeps that page's sort."
+    )
+    name: NamePrefix = Field(default="", description="The name begins with this, in any case.")
+    email: Email | MISSING = Field(default=MISSING, description="The address, in any case.")
+    sort: Sort = Field(default="id", description="By id or name; a minus sign turns it round.")
+    total: bool = Field(default=False, description="Whether to count all that fit, too.")
+
+    @property
+    def after(self) -> Cursor | None:
+        """The position after which the page begins; None: at the beginning."""
+        return None if self.cursor is MISSING else Cursor.decode(self.cursor)
+
+    @model_validator(mode="after")
+    def keep_sort(self) -> Self:
+        """Take the sort from the cursor: a position says nothing in another order."""
+        if self.after:
+            self.sort = self.after.sort
+        return self
+
+
+class UserPage(SQLModel):
+    """A page of users."""
+
+    items: list[UserRead]
+    next: str | None = Field(description="The cursor of the next page; null on the last.")
+    total: int | MISSING = Field(default=MISSING, description="All that fit, if asked for.")
+
+
+class BulkResult(SQLModel):
+    """The users that a bulk request stored, and the addresses that it left out because taken."""
+
+    items: list[UserRead]
+    skipped: list[str]

@@ -1,0 +1,132 @@
+"""What the API needs of a database: the verbs, the errors that they raise, the choice by URL.
+
+A backend is one flat module (``Backend``). Its store has the verbs of ``UserStore`` in the same
+order as every other store, so that two of them can be read side by side.
+"""
+
+import sys
+from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from models import Cursor, UserCreate, UserPage, UserQuery, UserRead, UserUpdate
+
+
+class NotFound(Exception):
+    """No user has this id."""
+
+
+class StaleVersion(Exception):
+    """The user has another version than the client believes."""
+
+
+class EmailTaken(Exception):
+    """Somebody has an email address already.
+
+    ``locations`` are the places of the refused addresses in the request's body.
+    """
+
+    def __init__(self, locations: Sequence[tuple[str | int, ...]]) -> None:
+        super().__init__("email taken")
+        self.locations = locations
+
+
+class UserStore(Protocol):
+    """The verbs of a store; each is one transaction.
+
+    ``if_match`` holds the versions that the client would change, None if it does not care. What the
+    driver raises (database away, full, busy ...) passes through: ``errors.classify`` knows it.
+    """
+
+    async def add(self, new: UserCreate) -> UserRead:
+        """Store a user. Raises EmailTaken."""
+        ...
+
+    async def add_many(
+        self, new: Sequence[UserCreate], skip_taken: bool
+    ) -> tuple[list[UserRead], list[str]]:
+        """Store all users or none; with ``skip_taken``, all whose address nobody has.
+
+        Returns the stored users in the order given, and the addresses skipped. Raises EmailTaken
+        with every place of a taken address, if they are not to be skipped.
+        """
+        ...
+
+    async def get(self, user_id: int) -> UserRead:
+        """Return a user. Raises NotFound."""
+        ...
+
+    async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
+        """Return the first ``limit`` users that fit the query and come after its cursor."""
+        ...
+
+    async def count(self, query: UserQuery) -> int:
+        """Return how many users fit the query, on all its pages."""
+        ...
+
+    async def change(
+        self, user_id: int, update: UserUpdate, if_match: Collection[int] | None
+    ) -> UserRead:
+        """Change a user and return it as it is now. Raises NotFound, StaleVersion, EmailTaken."""
+        ...
+
+    async def remove(self, user_id: int, if_match: Collection[int] | None) -> None:
+        """Delete a user; its id is never given again. Raises NotFound, StaleVersion."""
+        ...
+
+    async def ping(self) -> None:
+        """Ask the database for users; it raises if it cannot answer."""
+        ...
+
+
+class Backend(Protocol):
+    """A module that keeps users in one kind of database."""
+
+    def get_store(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the store of a request: a dependency of FastAPI's."""
+        ...
+
+    def open_store(self) -> AbstractAsyncContextManager[UserStore]:
+        """Return a store for reading outside a request, with a session of its own."""
+        ...
+
+    def place(self) -> str:
+        """Return the database's kind and place in words, without user and password."""
+        ...
+
+    async def start(self) -> None:
+        """Make what the store needs in the database, if it is not there."""
+        ...
+
+    async def stop(self) -> None:
+        """Give back all connections."""
+        ...
+
+
+def choose_backend(url: str) -> Backend:
+    """Return the backend for a ``DATABASE_URL``; leave with one line if there is none."""
+    scheme = url.partition(":")[0].partition("+")[0]
+    match scheme:
+        case "sqlite" | "postgresql" | "postgres" | "mysql" | "mariadb":
+            import store_sql  # only the drivers of the chosen database are loaded
+
+            return store_sql
+    sys.exit(
+        "DATABASE_URL: it must begin with sqlite:///, postgresql://, mysql:// or mariadb://"
+        " (an example: sqlite:///roster.db)."
+    )
+
+
+async def read_page(store: UserStore, query: UserQuery) -> UserPage:
+    """Return the page that a query asks for, with the cursor of the one after it.
+
+    One user more than the page holds is read, to know whether there is another page.
+    """
+    users = await store.page(query, query.limit + 1)
+    page = UserPage(items=users[: query.limit], next=None)
+    if len(users) > query.limit:
+        last = page.items[-1]
+        page.next = Cursor(query.sort, last.id, last.name).encode()
+    if query.total:
+        page.total = await store.count(query)
+    return page

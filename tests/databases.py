@@ -1,0 +1,261 @@
+"""The databases the suite runs against: real servers, on loopback, in throwaway folders.
+
+BACKENDS is the one table of them; each entry yields a database that did not exist before.
+"""
+
+import asyncio
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import asyncmy
+import asyncmy.errors
+import asyncpg
+from sqlalchemy.engine import URL, make_url
+
+# Where Debian puts servers outside PATH; the newest first, and as text 9.6 is newer than 15.
+_POSTGRESQL = sorted(
+    Path("/usr/lib/postgresql").glob("[0-9]*/bin"),
+    key=lambda path: float(path.parent.name),
+    reverse=True,
+)
+_MYSQL = [Path("/usr/sbin")]
+
+
+class Missing(Exception):
+    """A server is not on this machine; says which package or variable would bring one."""
+
+
+@dataclass(frozen=True)
+class Database:
+    """A database of the suite's own: the DATABASE_URL for the app, and what serves it."""
+
+    url: str
+    version: str
+
+
+@contextmanager
+def sqlite() -> Iterator[Database]:
+    """Yield a SQLite file's URL; the file goes with its folder."""
+    with TemporaryDirectory(prefix="roster-") as folder:
+        yield Database(f"sqlite:///{folder}/roster.db", f"SQLite {sqlite3.sqlite_version}")
+
+
+@contextmanager
+def postgresql() -> Iterator[Database]:
+    """Yield a new database on TEST_POSTGRESQL_URL's server, or on one started for it."""
+    with _admin("TEST_POSTGRESQL_URL", _postgresql_server) as admin:
+        url = admin.set(drivername="postgresql", database=f"roster_test_{secrets.token_hex(8)}")
+        product, number = _ask_postgresql(admin, "select version()").split()[:2]
+        _ask_postgresql(admin, f"create database {url.database}")
+        try:
+            yield Database(url.render_as_string(hide_password=False), f"{product} {number}")
+        finally:
+            _ask_postgresql(admin, f"drop database {url.database} with (force)")
+
+
+@contextmanager
+def mysql() -> Iterator[Database]:
+    """Yield a new database on TEST_MYSQL_URL's server, or on one started for it.
+
+    Its character set is latin1 so that an app that leaves the choice to the server fails.
+    """
+    with _admin("TEST_MYSQL_URL", _mysql_server) as admin:
+        url = admin.set(drivername="mysql", database=f"roster_test_{secrets.token_hex(8)}")
+        number, _, rest = _ask_mysql(admin, "select version()").partition("-")
+        product = "MariaDB" if "MariaDB" in rest else "MySQL"
+        _ask_mysql(admin, f"create database {url.database} character set latin1")
+        try:
+            yield Database(url.render_as_string(hide_password=False), f"{product} {number}")
+        finally:
+            _ask_mysql(admin, f"drop database {url.database}")
+
+
+BACKENDS: dict[str, Callable[[], AbstractContextManager[Database]]] = {
+    "sqlite": sqlite,
+    "postgresql": postgresql,
+    "mysql": mysql,
+}
+
+
+@contextmanager
+def _postgresql_server() -> Iterator[URL]:
+    """Run a new PostgreSQL server and yield its superuser's URL."""
+    wanted = _POSTGRESQL, "postgresql", "TEST_POSTGRESQL_URL"
+    initdb, postgres = _program("initdb", *wanted), _program("postgres", *wanted)
+    admin = _new_admin("postgresql").set(database="postgres")
+    with _folder("postgres", f"{admin.password}\n") as folder:
+        setup = [initdb, f"--pgdata={folder}/data", "--auth=scram-sha-256"]
+        setup += [f"--username={admin.username}", f"--pwfile={folder}/secret"]
+        # Left alone, initdb follows the caller's locale, which may not be a UTF-8 one.
+        setup += ["--encoding=UTF8", "--locale=C.UTF-8"]
+        serve = [postgres, "-D", f"{folder}/data", f"--port={admin.port}"]
+        serve += [f"--listen_addresses={admin.host}", "--unix_socket_directories="]
+        serve += ["--max_connections=100"]
+        # SIGTERM would wait until every client has left.
+        with _running(folder, setup, serve, signal.SIGINT, lambda: _ask_postgresql(admin)):
+            yield admin
+
+
+@contextmanager
+def _mysql_server() -> Iterator[URL]:
+    """Run a new MariaDB server and yield the URL of an account that may do everything."""
+    wanted = _MYSQL, "mariadb-server", "TEST_MYSQL_URL"
+    install, mariadbd = _program("mariadb-install-db", *wanted), _program("mariadbd", *wanted)
+    admin = _new_admin("mysql")
+    who = f"'{admin.username}'@'{admin.host}'"
+    accounts = f"create user {who} identified by '{admin.password}';\ngrant all on *.* to {who};\n"
+    with _folder("mysql", accounts) as folder:
+        # With name look-ups, 127.0.0.1 becomes localhost, which the account is not for.
+        shared = ["--no-defaults", f"--datadir={folder}/data", f"--tmpdir={folder}"]
+        shared += ["--skip-name-resolve"]
+        # The test database would bring accounts without a name or password.
+        setup = [install, *shared, "--skip-test-db"]
+        serve = [mariadbd, *shared, f"--bind-address={admin.host}", f"--port={admin.port}"]
+        serve += [f"--socket={folder}/socket", f"--pid-file={folder}/pid"]
+        serve += [f"--init-file={folder}/secret"]
+        with _running(folder, setup, serve, signal.SIGTERM, lambda: _ask_mysql(admin)):
+            yield admin
+
+
+def _ask_postgresql(admin: URL, statement: str = "select 1") -> str:
+    """Log in, run one statement outside any transaction, return its first value as text."""
+
+    async def ask() -> str:
+        dsn = admin.set(drivername="postgresql").render_as_string(hide_password=False)
+        connection = await asyncpg.connect(dsn, timeout=5)
+        try:
+            return str(await connection.fetchval(statement))
+        finally:
+            await connection.close()
+
+    return asyncio.run(ask())
+
+
+def _ask_mysql(admin: URL, statement: str = "select 1") -> str:
+    """Log in, run one statement, return its first value as text."""
+
+    async def ask() -> str:
+        # Its connect_timeout leaves out the log-in.
+        async with asyncio.timeout(5):
+            connection = await asyncmy.connect(
+                host=admin.host or "127.0.0.1",
+                port=admin.port or 3306,
+                user=admin.username,
+                password=admin.password or "",
+                # By default a transaction a test left open holds up "drop database" for a day.
+                init_command="set session lock_wait_timeout = 10",
+            )
+        try:
+            async with connection.cursor() as cursor:
+                await cursor.execute(statement)
+                row = await cursor.fetchone()
+                return str(row[0]) if row else ""
+        finally:
+            await connection.ensure_closed()
+
+    return asyncio.run(ask())
+
+
+def _admin(
+    variable: str, server: Callable[[], AbstractContextManager[URL]]
+) -> AbstractContextManager[URL]:
+    """Return the administrator's URL that the environment gives, or else a new server's."""
+    given = os.environ.get(variable)
+    return nullcontext(make_url(given)) if given else server()
+
+
+def _new_admin(scheme: str) -> URL:
+    """Return the URL of an administrator to be, at a free port.
+
+    The password has what a URL must quote; "%" and hex digits show if it is unquoted twice.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    password = f"p@ss/w:rd%{secrets.token_hex(16)}"
+    return URL.create(scheme, "roster", password, "127.0.0.1", port)
+
+
+def _program(name: str, folders: list[Path], package: str, variable: str) -> str:
+    """Return the path of the program in the first of folders, or else PATH, that has it."""
+    found = shutil.which(name, path=os.pathsep.join([*map(str, folders), *os.get_exec_path()]))
+    if found is None:
+        raise Missing(f"no {name} here: install Debian's {package}, or set {variable}")
+    return found
+
+
+@contextmanager
+def _folder(account: str, secret: str) -> Iterator[Path]:
+    """Yield a new folder with the text secret in the file secret.
+
+    It is ours, or if we are root, whom the servers refuse, account's (nobody's if there is none).
+    It is not pytest's tmp_path because only we may enter that.
+    """
+    with TemporaryDirectory(prefix="roster-") as name:
+        folder = Path(name)
+        (folder / "secret").write_text(secret)
+        if os.getuid() == 0:
+            known = {entry.pw_name for entry in pwd.getpwall()}
+            owner = pwd.getpwnam(account if account in known else "nobody")
+            for path in (folder / "secret", folder):
+                os.chown(path, owner.pw_uid, owner.pw_gid)
+        yield folder
+
+
+@contextmanager
+def _running(
+    folder: Path,
+    setup: list[str],
+    serve: list[str],
+    stop: signal.Signals,
+    ask: Callable[[], str],
+) -> Iterator[None]:
+    """As folder's owner run setup, then serve until the context ends; enter it once ask works."""
+    log = folder / "log"
+
+    def failure(what: str) -> RuntimeError:
+        tail = log.read_text(errors="replace").splitlines()[-20:]
+        return RuntimeError("\n".join([f"{what}; the end of its log:", *tail]))
+
+    with log.open("ab") as out:
+        options: dict[str, Any] = {"cwd": folder, "stdin": subprocess.DEVNULL}
+        options |= {"stdout": out, "stderr": out}
+        if os.getuid() == 0:
+            owner = folder.stat()
+            options |= {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+        if subprocess.run(setup, check=False, **options).returncode != 0:
+            raise failure(f"{setup[0]} failed")
+        # Where util-linux is, the server is told to stop if we are killed.
+        guard = ["setpriv", f"--pdeathsig={stop.name[3:]}"] if shutil.which("setpriv") else []
+        # In our session, Ctrl-C would stop it before the tests clean up.
+        server = subprocess.Popen([*guard, *serve], start_new_session=True, **options)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                ask()
+                break
+            except (OSError, asyncpg.PostgresError, asyncmy.errors.Error) as error:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise failure(f"{serve[0]} does not answer") from error
+            time.sleep(0.05)
+        yield
+    finally:
+        server.send_signal(stop)
+        try:
+            server.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()

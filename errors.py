@@ -153,7 +153,7 @@ class Problem(BaseModel):
 
 
 class FieldProblem(BaseModel):
-    """What is wrong with one field: ``loc`` is the way to it, from ``body``, ``query``, ``path``."""
+    """What is wrong with one field: ``loc`` is the way to it, from the body, query or path."""
 
     type: str
     loc: list[str | int]
@@ -180,9 +180,9 @@ async def on_invalid_request(_: Request, error: RequestValidationError) -> Respo
 
     def readable(part: str | int) -> str | int:
         # The name of an unknown field is the client's: any length, and not always valid Unicode.
-        return (
-            part.encode(errors="replace").decode()[:NAME_SHOWN] if isinstance(part, str) else part
-        )
+        if isinstance(part, str):
+            return part.encode(errors="replace").decode()[:100]
+        return part
 
     problems = []
     for found in error.errors()[:BULK_MAX]:

@@ -1,0 +1,163 @@
+"""What tests share: a database of each kind, the app on a real uvicorn, and a strict client."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from databases import BACKENDS, Database, Missing
+
+ROOT = Path(__file__).parent.parent
+
+tested: dict[str, str] = {}
+missing: dict[str, str] = {}
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """Yield an empty database of each kind; skip what is not there, unless all are required."""
+    try:
+        with BACKENDS[request.param]() as database:
+            tested[request.param] = database.version
+            yield database
+    except Missing as error:
+        missing[request.param] = str(error)
+        if os.environ.get("REQUIRE_ALL_DATABASES"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say which databases the run was really about."""
+    terminalreporter.section("databases")
+    for version in tested.values():
+        terminalreporter.write_line(f"tested on {version}")
+    for name, why in missing.items():
+        terminalreporter.write_line(f"NOT tested on {name}: {why}")
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+@dataclass
+class Server:
+    """A running app: where it is, its process, and what it has printed so far."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def printed(self) -> str:
+        """Return all that the app printed."""
+        return self.log.read_text(errors="replace")
+
+
+@contextmanager
+def serve(
+    database_url: str, folder: Path, *options: str, app: str = "tests.served:app", wait: bool = True
+) -> Iterator[Server]:
+    """Run the app with uvicorn in a folder of its own; yield it once it listens."""
+    port = free_port()
+    log = folder / "uvicorn.log"
+    command = [sys.executable, "-W", "error", "-m", "uvicorn", app, f"--port={port}", *options]
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, "DATABASE_URL": database_url, "PYTHONPATH": str(ROOT)},
+            stdout=out,
+            stderr=out,
+        )
+    server = Server(f"http://127.0.0.1:{port}", process, log)
+    try:
+        if wait:
+            wait_until(lambda: answers(f"{server.url}/livez"), server.printed)
+        yield server
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+
+
+def answers(url: str) -> bool:
+    """Return whether a GET succeeds."""
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+def wait_until(true: Callable[[], bool], why: Callable[[], str] = str, seconds: float = 20) -> None:
+    """Wait until something is true; fail after some seconds, and say why."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, why()
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def server(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Yield the app on a database of each kind."""
+    with serve(database.url, tmp_path_factory.mktemp("served")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def openapi(server: Server) -> dict[str, Any]:
+    """Return the OpenAPI document that the app serves."""
+    document: dict[str, Any] = httpx.get(f"{server.url}/openapi.json").json()
+    return document
+
+
+class Documented:
+    """Checks that the OpenAPI document has every status that is answered."""
+
+    def __init__(self, openapi: dict[str, Any]) -> None:
+        self.paths = {
+            re.compile(re.sub(r"{\w+}", "[^/]+", path)): operations
+            for path, operations in sorted(
+                openapi["paths"].items(), key=lambda item: "{" in item[0]
+            )
+        }
+
+    def __call__(self, response: httpx.Response) -> None:
+        request = response.request
+        for path, operations in self.paths.items():
+            if path.fullmatch(request.url.path):
+                if operation := operations.get(request.method.lower()):
+                    assert str(response.status_code) in operation["responses"], response.read()
+                return
+
+
+@pytest.fixture
+def client(server: Server, openapi: dict[str, Any]) -> Iterator[httpx.Client]:
+    """Yield a client of an app without users; look after the test whether the app is well."""
+    documented = Documented(openapi)
+    with httpx.Client(base_url=server.url, timeout=30, trust_env=False) as client:
+        while users := client.get("/users/", params={"limit": 200}).json()["items"]:
+            for user in users:
+                client.delete(f"/users/{user['id']}").raise_for_status()
+        before = len(server.printed())
+        client.event_hooks = {"response": [documented]}
+        yield client
+        client.event_hooks = {}
+        wait_until(lambda: client.get("/-/checked-out").json() == 0, lambda: "connections leak")
+        said = server.printed()[before:]
+        assert "Traceback" not in said, said
+        assert '" 500' not in said, said

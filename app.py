@@ -40,7 +40,6 @@ app = FastAPI(
     summary="A small user directory on the database of your choice.",
     version="0.1.0",
     lifespan=lifespan,
-    max_body_size=2**20,
 )
 errors.install(app)
 

@@ -1,0 +1,148 @@
+"""What no friendly client sends: a 4xx with a short detail, the same on every database."""
+
+import json
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from test_contract import add
+
+JSON = {"Content-Type": "application/json"}
+MIB = 2**20
+
+
+def chunks(size: int) -> Iterator[bytes]:
+    """Yield a body in pieces, so that it is sent without a Content-Length."""
+    for _ in range(size // 2**16):
+        yield b" " * 2**16
+
+
+def check(response: httpx.Response, status: int) -> None:
+    """Check a refusal: its status, its shape, and that it is short."""
+    assert response.status_code == status, response.text
+    assert list(response.json()) == ["detail"]
+    assert len(response.content) < 1000
+
+
+BODIES = {
+    "empty": b"",
+    "not JSON": b"{",
+    "null": b"null",
+    "a list": b"[]",
+    "a number": b"7",
+    "NUL in the text": b'{"name": "a\\u0000b", "email": "a@example.com"}',
+    "NUL as a byte": b'{"name": "a\x00b", "email": "a@example.com"}',
+    "lone surrogate": b'{"name": "\\ud800", "email": "a@example.com"}',
+    "lone surrogate as bytes": b'{"name": "\xed\xa0\x80", "email": "a@example.com"}',
+    "lone surrogate in the email": b'{"name": "a", "email": "\\udfff@example.com"}',
+    "lone surrogate in a key": b'{"\\ud800": 1, "name": "a", "email": "a@example.com"}',
+    "invalid UTF-8": b'{"name": "\xff", "email": "a@example.com"}',
+    "UTF-16 cut short": b'\xff\xfe{\x00"',
+    "U+FFFD": '{"name": "\ufffd", "email": "a@example.com"}'.encode(),
+    "NaN": b'{"name": NaN, "email": "a@example.com"}',
+    "Infinity": b'{"name": -Infinity, "email": "a@example.com"}',
+    "1e400": b'{"name": 1e400, "email": "a@example.com"}',
+    "2^63": b'{"name": 9223372036854775808, "email": "a@example.com"}',
+    "5000 digits": b'{"name": %s, "email": "a@example.com"}' % (b"9" * 5000),
+    "a key twice": b'{"name": "a", "name": "b", "email": "a@example.com"}',
+    "a key twice, deep": b'{"name": {"x": 1, "x": 2}, "email": "a@example.com"}',
+    "deep lists": b"[" * 100_000,
+    "deep objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "an operator": b'{"name": {"$ne": null}, "email": "a@example.com"}',
+    "an operator for the email": b'{"name": "a", "email": {"$gt": ""}}',
+    "a list for a name": b'{"name": ["a"], "email": "a@example.com"}',
+    "a number for a name": b'{"name": 1, "email": "a@example.com"}',
+    "true for a name": b'{"name": true, "email": "a@example.com"}',
+    "a long name": json.dumps({"name": "a" * 900_000, "email": "a@example.com"}).encode(),
+    "a long email": json.dumps({"name": "a", "email": "a" * 900_000 + "@example.com"}).encode(),
+    "a long unknown key": json.dumps({"x" * 900_000: 1}).encode(),
+    "a password": b'{"name": "a", "email": "hunter2@", "password": "hunter2"}',
+}
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_hostile_bodies_are_refused(client: httpx.Client, kind: str) -> None:
+    user = add(client)
+    check(client.post("/users/", content=BODIES[kind], headers=JSON), 422)
+    check(client.post("/users/bulk", content=b"[%s]" % BODIES[kind], headers=JSON), 422)
+    check(client.patch(f"/users/{user['id']}", content=BODIES[kind], headers=JSON), 422)
+    assert client.get("/users/").json()["items"] == [user]
+
+
+def test_what_was_sent_is_not_echoed(client: httpx.Client) -> None:
+    response = client.post("/users/", content=BODIES["a password"], headers=JSON)
+    assert "hunter2" not in response.text
+    response = client.get("/users/", params={"email": "hunter2", "limit": "hunter2"})
+    assert "hunter2" not in response.text
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", None])
+def test_json_without_its_content_type_is_refused(
+    client: httpx.Client, content_type: str | None
+) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    body = b'{"name": "a", "email": "a@example.com"}'
+    check(client.post("/users/", content=body, headers=headers), 422)
+
+
+@pytest.mark.parametrize(
+    "user_id",
+    [
+        "0",
+        "-1",
+        "x",
+        "1.5",
+        "1e3",
+        str(2**63),
+        "9" * 30,
+        "9" * 5000,
+        "%00",
+        "%FF",
+        "1;drop",
+        "null",
+    ],
+)
+def test_hostile_ids_are_refused(client: httpx.Client, user_id: str) -> None:
+    check(client.get(f"/users/{user_id}"), 422)
+    check(client.patch(f"/users/{user_id}", json={"name": "a"}), 422)
+    check(client.delete(f"/users/{user_id}"), 422)
+
+
+@pytest.mark.parametrize("sql", ["' OR '1'='1", "1; DROP TABLE users", '" --', "%27 OR 1=1", "\\'"])
+def test_sql_is_only_text(client: httpx.Client, sql: str) -> None:
+    user = add(client, sql)
+    assert client.get("/users/", params={"name": sql}).json()["items"] == [user]
+    for parameter in ("email", "sort", "cursor", "limit", "total"):
+        check(client.get("/users/", params={parameter: sql}), 422)
+    check(client.get("/users/export", params={"format": sql}), 422)
+    check(client.post("/users/bulk", params={"on_conflict": sql}, json=[]), 422)
+    check(client.delete(f"/users/{user['id']}", headers={"If-Match": sql}), 412)
+    assert client.get("/users/").json()["items"] == [user]
+
+
+@pytest.mark.parametrize("path", ["/users/", "/users/bulk"])
+def test_body_over_1_mib_is_refused(client: httpx.Client, path: str) -> None:
+    check(client.post(path, content=b" " * (MIB + 1), headers=JSON), 413)
+    check(client.post(path, content=chunks(2 * MIB), headers=JSON), 413)
+    check(client.post(path, content=b" " * MIB, headers=JSON), 422)
+
+
+def test_endless_body_is_refused_before_its_end(client: httpx.Client) -> None:
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        for piece in chunks(100 * MIB):
+            sent += len(piece)
+            yield piece
+
+    check(client.post("/users/", content=endless(), headers=JSON), 413)
+    assert sent < 50 * MIB
+
+
+def test_many_errors_are_cut_short(client: httpx.Client) -> None:
+    unknown = ",".join(f'"x{i}": 1' for i in range(80_000))
+    body = f'{{"name": "a", "email": "a@example.com", {unknown}}}'.encode()
+    response = client.post("/users/", content=body, headers=JSON)
+    assert response.status_code == 422
+    assert len(response.json()["detail"]) <= 1000

@@ -108,7 +108,7 @@ WRONG_PART: dict[str | int | None, str] = {
     **dict.fromkeys(("28P01", "28000", 1045), "does not know this user name with this password"),
     **dict.fromkeys(("3D000", 1049), "has no database of this name"),
     **dict.fromkeys(("42501", 1044, 1142), "does not let this user into the database"),
-    "SQLITE_CANTOPEN": "cannot be opened: is the folder there, and may you write in it?",
+    "SQLITE_CANTOPEN": "cannot be opened: the folder is not there, or you may not write in it",
     "SQLITE_NOTADB": "is not a SQLite database",
     "SQLITE_READONLY": "cannot be written to",
 }

@@ -29,6 +29,8 @@ from models import (
 )
 from store import EmailTaken, NotFound, StaleVersion
 
+get_engines()  # a wrong DATABASE_URL ends the app here, before it serves
+
 row_id, name_key, email_key = col(User.id), col(User.name_key), col(User.email_key)
 # What a client sees, and nothing else, is fetched.
 READ = select(*(col(getattr(User, field)) for field in UserRead.model_fields))

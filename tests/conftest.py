@@ -67,24 +67,26 @@ class Server:
 
 @contextmanager
 def serve(
-    database_url: str, folder: Path, *options: str, app: str = "tests.served:app", wait: bool = True
+    database_url: str | None, folder: Path, *options: str, app: str = "tests.served:app"
 ) -> Iterator[Server]:
-    """Run the app with uvicorn in a folder of its own; yield it once it listens."""
+    """Run the app with uvicorn in a folder of its own; yield it once it serves."""
     port = free_port()
     log = folder / "uvicorn.log"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if database_url:
+        env["DATABASE_URL"] = database_url
     command = [sys.executable, "-W", "error", "-m", "uvicorn", app, f"--port={port}", *options]
     with log.open("ab") as out:
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env={**os.environ, "DATABASE_URL": database_url, "PYTHONPATH": str(ROOT)},
+            env=env,
             stdout=out,
             stderr=out,
         )
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
-        if wait:
-            wait_until(lambda: answers(f"{server.url}/livez"), server.printed)
+        wait_until(lambda: answers(f"{server.url}/livez"), server.printed)
         yield server
     finally:
         process.send_signal(signal.SIGTERM)

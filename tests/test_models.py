@@ -1,0 +1,45 @@
+"""The rules of models.py, with values that Hypothesis makes up."""
+
+import re
+import unicodedata
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models import CURSOR, ID_MAX, KEY_MAX, Cursor, UserQuery, fold
+
+texts = st.text(st.characters(codec="utf-8"), max_size=300)
+sorts = st.sampled_from(["id", "-id", "name", "-name"])
+
+
+@given(texts)
+def test_key_is_the_same_for_all_variants_of_a_text(text: str) -> None:
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        if len(fold(text)) < KEY_MAX:
+            assert fold(unicodedata.normalize(form, text)) == fold(text)
+    assert len(fold(text)) <= KEY_MAX
+
+
+@given(texts.map(str.casefold))
+def test_key_of_a_key_is_the_key(text: str) -> None:
+    assert fold(fold(text)) == fold(text)
+
+
+def test_fold_is_unicodes_own_folding_where_casing_undoes_the_normal_form() -> None:
+    # U+1FB7: casefolding takes it apart, into an order that NFKC changes again.
+    assert fold("\u1fb7\u0345") == fold(fold("\u1fb7\u0345"))
+
+
+@given(sorts, st.integers(1, ID_MAX), st.text(st.characters(codec="utf-8", categories=["L", "S"])))
+def test_cursor_comes_back_as_it_was(sort: str, user_id: int, name: str) -> None:
+    cursor = Cursor(sort, user_id, name[:100])  # type: ignore[arg-type]
+    assert Cursor.decode(cursor.encode()) == cursor
+    assert UserQuery(cursor=cursor.encode()).after == cursor
+    assert UserQuery(cursor=cursor.encode()).sort == sort
+
+
+@given(st.from_regex(CURSOR, fullmatch=True))
+def test_every_text_that_fits_is_a_cursor(text: str) -> None:
+    cursor = Cursor.decode(text.strip())
+    assert 1 <= cursor.id <= ID_MAX
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f\ufffd]", cursor.name)

@@ -1,0 +1,180 @@
+"""The recipe for SQLite: each line of it, by what goes wrong without it."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlmodel import SQLModel
+
+import db
+from models import User, UserCreate, index_keys, utc_now
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Point db at a new file, and forget it afterwards."""
+    file = tmp_path / "roster.db"
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{file}")
+    db.get_settings.cache_clear()
+    db.get_engines.cache_clear()
+    yield file
+    db.get_settings.cache_clear()
+    db.get_engines.cache_clear()
+
+
+@asynccontextmanager
+async def tables() -> AsyncIterator[None]:
+    """Make the tables; close all connections afterwards."""
+    engines = db.get_engines()
+    async with engines.writer.begin() as connection:
+        await connection.run_sync(SQLModel.metadata.create_all)
+    try:
+        yield
+    finally:
+        await engines.writer.dispose()
+        await engines.reader.dispose()
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a test's coroutine on empty tables."""
+
+    async def on_tables() -> None:
+        async with tables():
+            await test()
+
+    asyncio.run(on_tables())
+
+
+def user(i: int, domain: str = "example.com") -> User:
+    """Return a new user."""
+    new = UserCreate(name="0", email=f"{i}@{domain}")
+    times = {"created_at": utc_now(), "updated_at": utc_now()}
+    return User.model_validate(new, update={**times, **index_keys(new)})
+
+
+def test_connections_have_their_pragmas(file: Path) -> None:
+    async def test() -> None:
+        async def value(name: str, *, reading: bool) -> Any:
+            async with db.open_session(reading) as session:
+                return await (await session.connection()).scalar(text(f"PRAGMA {name}"))
+
+        assert await value("journal_mode", reading=False) == "wal"
+        assert await value("synchronous", reading=False) == 2  # FULL
+        assert await value("foreign_keys", reading=False) == 1
+        assert await value("busy_timeout", reading=False) == 5000
+        assert await value("query_only", reading=True) == 1
+        assert await value("wal_autocheckpoint", reading=True) == 0
+
+    run(test)
+
+
+def test_reading_session_cannot_write(file: Path) -> None:
+    async def test() -> None:
+        async with db.open_session(reading=True) as session:
+            session.add(user(1))
+            with pytest.raises(OperationalError, match="readonly"):
+                await session.flush()
+            await session.rollback()
+
+    run(test)
+
+
+def test_200_read_modify_writes_are_all_kept(file: Path) -> None:
+    async def test() -> None:
+        async with db.open_session() as session:
+            session.add(user(1))
+
+        async def count_up() -> None:
+            async with db.open_session() as session:
+                row = await session.get_one(User, 1)
+                await asyncio.sleep(0)
+                row.name = str(int(row.name) + 1)
+
+        await asyncio.gather(*(count_up() for _ in range(200)))
+        async with db.open_session(reading=True) as session:
+            row = await session.get_one(User, 1)
+            assert (row.name, row.version) == ("200", 201)
+
+    run(test)
+
+
+def test_cancelled_writes_leave_no_lock_and_no_rows(file: Path) -> None:
+    async def test() -> None:
+        async def write(i: int) -> None:
+            async with db.open_session() as session:
+                session.add(user(i))
+                await session.flush()
+                session.add(user(i, "example.org"))
+                await session.flush()
+
+        for i in range(100):
+            task = asyncio.create_task(write(i))
+            await asyncio.sleep(i / 20_000)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        began = time.monotonic()
+        await write(5000)
+        assert time.monotonic() - began < 1
+
+    run(test)
+    with sqlite3.connect(file) as connection:
+        emails = [row[0] for row in connection.execute("select email from users")]
+        assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
+    connection.close()
+    halves = [
+        {email.partition("@")[0] for email in emails if email.endswith(d)} for d in ("com", "org")
+    ]
+    assert halves[0] == halves[1]
+    assert len(halves[0]) < 100, "no write was cancelled"
+
+
+def test_readers_do_not_wait_for_an_open_writer(file: Path) -> None:
+    async def test() -> None:
+        async with db.open_session() as writing:
+            writing.add(user(1))
+            await writing.flush()
+            async with asyncio.timeout(1), db.open_session(reading=True) as reading:
+                assert await reading.get(User, 1) is None
+
+    run(test)
+
+
+def test_lock_held_outside_refuses_writers_and_not_readers(file: Path) -> None:
+    async def test() -> None:
+        async with db.open_session() as session:
+            session.add(user(1))
+        outside = sqlite3.connect(file, isolation_level=None)
+        outside.execute("begin immediate")
+        began = time.monotonic()
+
+        async def write(i: int) -> float:
+            with pytest.raises((OperationalError, PoolTimeout)):
+                async with db.open_session() as session:
+                    session.add(user(i))
+            return time.monotonic() - began
+
+        async def read() -> float:
+            start = time.monotonic()
+            async with db.open_session(reading=True) as session:
+                assert await session.get(User, 1)
+            return time.monotonic() - start
+
+        writers = asyncio.gather(*(write(i) for i in range(2, 22)))
+        slowest = 0.0
+        while not writers.done():
+            slowest = max(slowest, await read())
+            await asyncio.sleep(0.05)
+        assert max(await writers) < 6
+        assert slowest < 0.5
+        outside.execute("rollback")
+        outside.close()
+
+    run(test)

@@ -1,0 +1,223 @@
+"""Starting: with a wrong setting, a database that is away, several workers; and stopping."""
+
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import ROOT, free_port, serve, wait_until
+from databases import BACKENDS, Database
+from sqlalchemy.engine import make_url
+from test_contract import add, read_all
+
+
+def start_and_fail(folder: Path, env: dict[str, str]) -> str:
+    """Start the app, which must end by itself within 5 seconds; return what it printed."""
+    command = [sys.executable, "-m", "uvicorn", "app:app", f"--port={free_port()}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    result = subprocess.run(
+        command, check=False, cwd=folder, env=environment, capture_output=True, timeout=5, text=True
+    )
+    assert result.returncode != 0
+    printed = result.stdout + result.stderr
+    assert "Traceback" not in printed, printed
+    return printed
+
+
+def only_line(printed: str) -> str:
+    """Return the one line that says something about a setting."""
+    uvicorns = re.compile("INFO:|.*Application startup failed. Exiting.")
+    lines = [line for line in printed.splitlines() if line and not uvicorns.match(line)]
+    assert len(lines) == 1, printed
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("DATABASE_URL", "", "DATABASE_URL: it must begin with"),
+        ("DATABASE_URL", "hunter2", "DATABASE_URL: it must begin with"),
+        ("DATABASE_URL", "oracle://a:hunter2@localhost/x", "DATABASE_URL: it must begin with"),
+        ("DATABASE_URL", "postgresql:/a:hunter2@localhost/x", "DATABASE_URL: not a URL"),
+        ("DATABASE_URL", "postgresql://a:b@localhost:hunter2/x", "DATABASE_URL: not a URL"),
+        ("DATABASE_URL", "postgresql://a:b@hunter2@localhost/x", "write an @"),
+        ("DATABASE_URL", "mysql://a:b@hunter2@localhost/x", "write an @"),
+        ("DATABASE_URL", "sqlite://", "SQLite needs a file"),
+        ("DATABASE_URL", "sqlite:///:memory:", "SQLite needs a file"),
+        ("DATABASE_URL", "sqlite:////no/such/folder/roster.db", "cannot be opened"),
+        ("POOL_SIZE", "hunter2", "POOL_SIZE: Input should be a valid integer"),
+        ("POOL_SIZE", "0", "POOL_SIZE: Input should be greater than or equal to 1"),
+    ],
+)
+def test_wrong_setting_is_one_line_without_a_secret(
+    tmp_path: Path, setting: str, value: str, words: str
+) -> None:
+    line = only_line(start_and_fail(tmp_path, {setting: value}))
+    assert words in line
+    assert "hunter2" not in line
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"this is no database" * 1000, "is not a SQLite database"),
+        (None, "cannot be used"),  # a database with a table of the same name
+    ],
+)
+def test_foreign_sqlite_file_is_left_alone(
+    tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    file = tmp_path / "roster.db"
+    if content:
+        file.write_bytes(content)
+    else:
+        with sqlite3.connect(file) as connection:
+            connection.execute("create table users (something text)")
+        connection.close()
+    before = file.read_bytes()
+    line = only_line(start_and_fail(tmp_path, {"DATABASE_URL": f"sqlite:///{file}"}))
+    assert str(file) in line
+    assert words in line
+    if content:
+        assert file.read_bytes() == before
+
+
+def test_env_file_is_read_and_the_environment_wins(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("DATABASE_URL=oracle://\nPOOL_SIZE=0\nOTHER=1\n")
+    env = {key: value for key, value in os.environ.items() if key != "DATABASE_URL"}
+    assert "POOL_SIZE" in start_and_fail(tmp_path, env)
+    assert "it must begin with" in start_and_fail(tmp_path, {"POOL_SIZE": "1"})
+    (tmp_path / ".env").write_bytes(b"DATABASE_URL=\xff\n")
+    assert ".env" in only_line(start_and_fail(tmp_path, env))
+
+
+def test_no_setting_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    with (
+        serve(None, tmp_path, app="app:app") as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        assert add(client)["version"] == 1
+    assert (tmp_path / "roster.db").exists()
+
+
+# SQLite has no server, user or host.
+on_servers = pytest.mark.parametrize(
+    "database", [name for name in BACKENDS if name != "sqlite"], indirect=True
+)
+
+
+@on_servers
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"username": "nobody"}, "user name"),
+        ({"password": "hunter2"}, "password"),
+        ({"database": "no_such_database"}, "has no database of this name"),
+    ],
+)
+def test_server_that_says_no_is_one_line_without_a_secret(
+    database: Database, tmp_path: Path, part: dict[str, Any], words: str
+) -> None:
+    real = make_url(database.url)
+    url = real.set(**part).render_as_string(hide_password=False)
+    line = only_line(start_and_fail(tmp_path, {"DATABASE_URL": url}))
+    assert words in line
+    assert f"127.0.0.1:{real.port}" in line
+    for secret in ("hunter2", str(real.password)):
+        assert secret not in line
+
+
+@contextmanager
+def relay(port: int, to: int) -> Iterator[None]:
+    """Listen on a port and pass on everything to another, both ways."""
+    process = subprocess.Popen([sys.executable, ROOT / "tests" / "relay.py", str(port), str(to)])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_database_that_is_away_at_the_start_is_waited_for(server_url: str, tmp_path: Path) -> None:
+    real, port = make_url(server_url), free_port()
+    url = real.set(port=port).render_as_string(hide_password=False)
+    with serve(url, tmp_path) as server, httpx.Client(base_url=server.url) as client:
+        assert client.get("/livez").status_code == 200
+        for path in ("/readyz", "/users/", "/users/1", "/users/export"):
+            response = client.get(path)
+            assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert client.post("/users/", json={"name": "a", "email": "a@b.de"}).status_code == 503
+        with relay(port, real.port or 0):
+            wait_until(lambda: client.get("/readyz").is_success, seconds=3)
+            assert isinstance(read_all(client), list)
+        printed = server.printed()
+        assert f"127.0.0.1:{port}" in printed
+        assert "does not answer" in printed
+        assert "Traceback" not in printed
+        assert str(real.password) not in printed
+
+
+def test_four_workers_start_together_on_an_empty_database(
+    database: Database, tmp_path: Path
+) -> None:
+    # The shared database has its tables already; an empty one of the same kind is wanted.
+    for i in range(3):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        with (
+            empty_copy(database, folder) as url,
+            serve(url, folder, "--workers=4", app="app:app") as server,
+            httpx.Client(base_url=server.url, timeout=30) as client,
+        ):
+            wait_until(lambda: server.printed().count("startup complete") == 4, server.printed)
+            for _ in range(20):
+                assert httpx.get(f"{server.url}/readyz").is_success
+            add(client)
+            printed = server.printed()
+            assert "ERROR" not in printed, printed
+            assert "Traceback" not in printed, printed
+
+
+@contextmanager
+def empty_copy(database: Database, folder: Path) -> Iterator[str]:
+    """Yield the URL of an empty database: a new file, or the same one without its tables."""
+    if database.url.startswith("sqlite"):
+        yield f"sqlite:///{folder}/new.db"
+    else:
+        drop_tables(database.url)
+        yield database.url
+
+
+def drop_tables(url: str) -> None:
+    """Drop the tables of a database that the suite has made."""
+    code = (
+        "import asyncio, db; from sqlmodel import SQLModel; import models\n"
+        "async def drop():\n"
+        "    engine = db.get_engines().writer\n"
+        "    async with engine.begin() as connection:\n"
+        "        await connection.run_sync(SQLModel.metadata.drop_all)\n"
+        "    await engine.dispose()\n"
+        "asyncio.run(drop())\n"
+    )
+    env = {**os.environ, "DATABASE_URL": url, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env)
+
+
+def test_sigterm_ends_the_app_at_once(database: Database, tmp_path: Path) -> None:
+    with serve(database.url, tmp_path, app="app:app") as server:
+        assert httpx.get(f"{server.url}/users/").is_success
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(timeout=10)
+        assert time.monotonic() - began < 5
+        assert "Traceback" not in server.printed()

@@ -1,0 +1,106 @@
+"""The README's commands, run as a newcomer would on a copy of the repository."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, answers, free_port, wait_until
+
+README = (ROOT / "README.md").read_text()
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
+
+
+def console() -> list[tuple[str, str]]:
+    """Return each command of the console blocks, with what the README says that it prints."""
+    steps: list[tuple[str, str]] = []
+    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL):
+        for line in block.splitlines():
+            if line.startswith("$ "):
+                steps.append((line[2:], ""))
+            else:
+                command, output = steps[-1]
+                steps[-1] = (command, f"{output}{line}\n")
+    return steps
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Return a folder with the files that git has, or would take."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.check_output(listed, cwd=ROOT, text=True).splitlines():
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target)
+    return tmp_path
+
+
+@pytest.fixture
+def port(copy: Path) -> Iterator[int]:
+    """Serve with ``make run``, in this environment instead of a new one; return the port."""
+    port = free_port()
+    env = {key: value for key, value in os.environ.items() if key != "DATABASE_URL"}
+    log = copy / "make.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            ["make", "run", f"PORT={port}", f"VENV={sys.prefix}"],
+            cwd=copy,
+            env=env,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: answers(f"http://localhost:{port}/livez"), log.read_text, seconds=60)
+        yield port
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=10)
+
+
+def test_commands_print_what_the_readme_says(copy: Path, port: int) -> None:
+    steps = console()
+    assert [command.split("#")[0].strip() for command, _ in steps[:2]] == ["make run", "make test"]
+    assert len(steps) > 5
+    for command, expected in steps[2:]:
+        command = command.replace("localhost:8000", f"localhost:{port}")
+        result = subprocess.run(
+            command, check=True, shell=True, cwd=copy, capture_output=True, text=True, timeout=30
+        )
+        printed = result.stdout.replace("\r", "")
+        if not printed.endswith("\n"):
+            printed += "\n"
+        assert TIME.sub("TIME", printed) == TIME.sub("TIME", expected), command
+
+
+def test_links_lead_to_files() -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_settings_are_those_of_the_code() -> None:
+    from db import Settings
+
+    section = README.partition("## Settings")[2].partition("## ")[0]
+    names = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert names == [name.upper() for name in Settings.model_fields]
+    example = (ROOT / ".env.example").read_text()
+    assert set(re.findall(r"^#? ?([A-Z_]+)=", example, re.MULTILINE)) == set(names)
+
+
+def test_tables_of_requests_are_those_of_the_app() -> None:
+    from app import app
+
+    section = README.partition("## The API")[2].partition("## ")[0]
+    named = set(re.findall(r"`([A-Z]+ /[\w/{}]*)`", section))
+    served = {
+        f"{method.upper()} {path}"
+        for path, item in app.openapi()["paths"].items()
+        for method in item
+    }
+    assert named == served

@@ -147,19 +147,25 @@ class Documented:
                 return
 
 
-@pytest.fixture
-def client(server: Server, openapi: dict[str, Any]) -> Iterator[httpx.Client]:
-    """Yield a client of an app without users; look after the test whether the app is well."""
-    documented = Documented(openapi)
+@pytest.fixture(scope="session")
+def session_client(server: Server) -> Iterator[httpx.Client]:
+    """Yield one client for all tests: each new one reads the machine's certificates."""
     with httpx.Client(base_url=server.url, timeout=30, trust_env=False) as client:
-        while users := client.get("/users/", params={"limit": 200}).json()["items"]:
-            for user in users:
-                client.delete(f"/users/{user['id']}").raise_for_status()
-        before = len(server.printed())
-        client.event_hooks = {"response": [documented]}
         yield client
-        client.event_hooks = {}
-        wait_until(lambda: client.get("/-/checked-out").json() == 0, lambda: "connections leak")
-        said = server.printed()[before:]
-        assert "Traceback" not in said, said
-        assert '" 500' not in said, said
+
+
+@pytest.fixture
+def client(
+    server: Server, session_client: httpx.Client, openapi: dict[str, Any]
+) -> Iterator[httpx.Client]:
+    """Yield a client of an app without users; look after the test whether the app is well."""
+    client = session_client
+    client.post("/-/wipe").raise_for_status()
+    before = len(server.printed())
+    client.event_hooks = {"response": [Documented(openapi)]}
+    yield client
+    client.event_hooks = {}
+    wait_until(lambda: client.get("/-/checked-out").json() == 0, lambda: "connections leak")
+    said = server.printed()[before:]
+    assert "Traceback" not in said, said
+    assert '" 500' not in said, said

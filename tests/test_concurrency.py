@@ -20,8 +20,12 @@ Work = Callable[[httpx.AsyncClient], Awaitable[Any]]
 
 @asynccontextmanager
 async def open_client(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    """Yield an async client with as many connections as it likes."""
-    limits = httpx.Limits(max_connections=None)
+    """Yield an async client with as many connections as it likes.
+
+    It gives up an idle connection before uvicorn does (after 5 seconds), so that none is closed
+    at the moment when it is used again.
+    """
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
     async with httpx.AsyncClient(
         base_url=url, timeout=60, limits=limits, trust_env=False
     ) as client:

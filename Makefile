@@ -7,7 +7,7 @@ PORT ?= 8000
 .PHONY: run test lint
 
 run: $(VENV)/run.stamp
-	$(VENV)/bin/uvicorn app:app --port $(PORT)
+	$(VENV)/bin/uvicorn app:app --port $(PORT) --timeout-graceful-shutdown 10
 
 test: $(VENV)/dev.stamp
 	$(VENV)/bin/pytest

@@ -22,6 +22,7 @@ from models import (
     UserRead,
     UserUpdate,
 )
+from start import running
 from store import UserStore, choose_backend, read_page
 
 backend = choose_backend(get_settings().database_url.get_secret_value())
@@ -31,7 +32,7 @@ StoreDep = Annotated[UserStore, Depends(backend.get_store)]
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     """Start the database's side; close its connections at the end."""
-    async with errors.running(backend):
+    async with running(backend):
         yield
 
 
@@ -68,13 +69,13 @@ def versions(if_match: str | None) -> set[int] | None:
     """Return the versions that an If-Match allows, None if any (RFC 9110, section 13.1.1)."""
     if if_match is None or if_match.strip() == "*":
         return None
-    return {int(tag) for tag in re.findall(r'(?<!W/)"([0-9]{1,18})"', if_match)}
+    return {int(tag) for tag in re.findall(r'(?<!W/)"([1-9][0-9]{0,17})"', if_match)}
 
 
 @app.post(
     "/users/",
     status_code=status.HTTP_201_CREATED,
-    responses=errors.WRITING | errors.TAKEN,
+    responses=errors.SENDING | errors.TAKEN,
 )
 async def create_user(user: UserCreate, store: StoreDep, response: Response) -> UserRead:
     """Add a user. `Location` says where it is, `ETag` which version it has."""
@@ -86,14 +87,14 @@ async def create_user(user: UserCreate, store: StoreDep, response: Response) -> 
 @app.post(
     "/users/bulk",
     status_code=status.HTTP_201_CREATED,
-    responses=errors.WRITING | errors.TAKEN,
+    responses=errors.SENDING | errors.TAKEN,
 )
 async def create_users(
     users: Annotated[list[UserCreate], Body(min_length=1, max_length=BULK_MAX)],
     store: StoreDep,
     on_conflict: Annotated[Literal["fail", "skip"], Query()] = "fail",
 ) -> BulkResult:
-    """Add up to 1000 users, all or none; with `on_conflict=skip`, all whose address is free."""
+    """Add up to 1000 users (and 1 MiB), all or none; with `on_conflict=skip`, those who are new."""
     items, skipped = await store.add_many(users, skip_taken=on_conflict == "skip")
     return BulkResult(items=items, skipped=skipped)
 
@@ -140,7 +141,7 @@ async def read_user(
 
 @app.patch(
     "/users/{id:user}",
-    responses=errors.WRITING | errors.MISSED | errors.TAKEN | errors.STALE,
+    responses=errors.SENDING | errors.MISSED | errors.TAKEN | errors.STALE,
 )
 async def update_user(
     user_id: IdPath,

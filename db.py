@@ -1,5 +1,6 @@
 """The SQL database: settings, ``DATABASE_URL`` -> engine, and a session for each request."""
 
+import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,10 @@ from sqlalchemy import URL, Connection, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
+
+# The pool prints a traceback for a connection that died while it was out, though whoever had it
+# has met the error and says so.
+logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 
 class Settings(BaseSettings):
@@ -42,8 +47,14 @@ def database_url() -> URL:
         url = make_url(get_settings().database_url.get_secret_value())
     except (ArgumentError, ValueError):
         sys.exit("DATABASE_URL: not a URL; an example: postgresql://user:password@host:5432/name")
-    if "@" in (url.host or ""):
-        sys.exit("DATABASE_URL: write an @ in the user name or the password as %40.")
+    if url.get_backend_name() == "sqlite":
+        memory = url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
+        if url.host or memory:
+            sys.exit("DATABASE_URL: SQLite needs a file, for example sqlite:///roster.db")
+    elif "@" in f"{url.host}{url.database}":
+        sys.exit("DATABASE_URL: write an @ in the user name or the password as %40, a / as %2F.")
+    elif not url.host or not url.database:
+        sys.exit("DATABASE_URL: it must name a host and a database: postgresql://host:5432/name")
     return url
 
 
@@ -56,17 +67,22 @@ class Engines(NamedTuple):
 
 @cache
 def get_engines() -> Engines:
-    """Return the engines of ``DATABASE_URL``. Nothing is connected yet.
+    """Return the engines of ``DATABASE_URL``; leave with one line if it is wrong."""
+    try:
+        return make_engines(database_url(), get_settings().pool_size)
+    except (ArgumentError, TypeError, ValueError) as error:
+        sys.exit(f"DATABASE_URL: an option after its ? is wrong ({type(error).__name__}).")
+
+
+def make_engines(url: URL, size: int) -> Engines:
+    """Return engines for a database. Nothing is connected yet.
 
     A pool has no overflow connections, which would be opened and closed under load all the time;
-    who finds every connection taken waits in line, 5 seconds at most.
+    a session that finds every connection taken waits for one, 5 seconds at most.
     """
-    url, size = database_url(), get_settings().pool_size
     options: dict[str, Any] = {"max_overflow": 0, "pool_timeout": 5, "hide_parameters": True}
     match url.get_backend_name():
         case "sqlite":
-            if url.database in (None, "", ":memory:"):
-                sys.exit("DATABASE_URL: SQLite needs a file, for example sqlite:///roster.db")
             url = url.set(drivername="sqlite+aiosqlite")
             options["connect_args"] = {"timeout": 5, "isolation_level": None}
             writer = create_async_engine(url, pool_size=1, **options)
@@ -125,6 +141,12 @@ def set_up_sqlite(engine: AsyncEngine, begin: str, *pragmas: str) -> None:
     @event.listens_for(engine.sync_engine, "begin")
     def on_begin(connection: Connection) -> None:
         connection.exec_driver_sql(begin)
+
+    @event.listens_for(engine.sync_engine, "reset")
+    def on_reset(connection: Any, *_: object) -> None:
+        # After a COMMIT that failed SQLite is in the transaction still, for SQLAlchemy it is over.
+        if connection.driver_connection.in_transaction:
+            connection.rollback()
 
     @event.listens_for(engine.sync_engine, "close")
     def on_close(connection: Any, _: object) -> None:

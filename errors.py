@@ -5,29 +5,27 @@ client got wrong (409, 422) a list that says which and why. None holds a driver'
 the client sent.
 """
 
-import asyncio
 import json
 import logging
-import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from enum import Enum
 from typing import Any
 
+from asyncpg import InterfaceError
 from fastapi import FastAPI, Request, Response, status
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from sqlalchemy.exc import SQLAlchemyError, StatementError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from models import BULK_MAX
-from store import Backend, EmailTaken, NotFound, StaleVersion
+from store import EmailTaken, NotFound, StaleVersion
 
 BODY_MAX = 2**20
 
@@ -62,9 +60,9 @@ CODES: dict[Fault, tuple[str | int, ...]] = {
     ),
     Fault.BAD_VALUE: ("22", "23502", "23514", 1048, 1264, 1366, 1406, "SQLITE_CONSTRAINT"),
     Fault.BUSY: ("40001", "40P01", "55P03", 1020, 1205, 1213, "SQLITE_BUSY", "SQLITE_LOCKED"),
-    # 42P01 and 1146: a database that came back without its tables; they are about to be made.
+    # 42P01 and 1146: no table yet, in a database that was away when the app started.
     Fault.AWAY: (
-        *("08", "57P01", "57P02", "57P03", "53300", "42P01"),
+        *("08", "57P01", "57P02", "57P03", "53300", "55000", "42P01"),
         *(1040, 1047, 1053, 1146, 1927, *range(2002, 2014), 2055),
     ),
     Fault.TOO_SLOW: ("57014", 1969, 3024, "SQLITE_INTERRUPT"),
@@ -98,54 +96,12 @@ def classify(error: BaseException) -> Fault:
         return BY_CODE.get(general, Fault.BUG)
     if isinstance(error, StaleDataError):
         return Fault.BUSY
-    if isinstance(error, (OSError, PoolTimeout)):
+    if isinstance(error, (OSError, PoolTimeout, InterfaceError)):
+        return Fault.AWAY
+    # SQLAlchemy has seen that the connection is gone, whatever the driver calls it.
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
         return Fault.AWAY
     return Fault.BUG
-
-
-# What is wrong with DATABASE_URL, in words, by the driver's code.
-WRONG_PART: dict[str | int | None, str] = {
-    **dict.fromkeys(("28P01", "28000", 1045), "does not know this user name with this password"),
-    **dict.fromkeys(("3D000", 1049), "has no database of this name"),
-    **dict.fromkeys(("42501", 1044, 1142), "does not let this user into the database"),
-    "SQLITE_CANTOPEN": "cannot be opened: the folder is not there, or you may not write in it",
-    "SQLITE_NOTADB": "is not a SQLite database",
-    "SQLITE_READONLY": "cannot be written to",
-}
-
-
-@asynccontextmanager
-async def running(backend: Backend) -> AsyncIterator[None]:
-    """Start a backend, and stop it when the block is left.
-
-    If the database is away, the app serves all the same (503, but ``/livez``), and the backend is
-    started as soon as it answers. If the database is there and says no, the app ends with one line.
-    """
-
-    async def start() -> bool:
-        try:
-            await backend.start()
-        except Exception as error:  # noqa: BLE001 (whatever it is, a person reads it)
-            fault, code = classify(error), driver_code(error)
-            if fault in (Fault.AWAY, Fault.BUSY, Fault.TOO_SLOW):
-                logger.warning("DATABASE_URL: %s does not answer yet.", backend.place())
-                return False
-            sys.tracebacklimit = 0  # uvicorn prints the traceback: this leaves only the line
-            words = WRONG_PART.get(code, f"cannot be used ({code or type(error).__name__})")
-            raise SystemExit(f"DATABASE_URL: {backend.place()} {words}.") from None
-        return True
-
-    async def start_later() -> None:
-        while not await start():  # noqa: ASYNC110 (it is the database that is asked, not a flag)
-            await asyncio.sleep(1)
-
-    later = None if await start() else asyncio.create_task(start_later())
-    try:
-        yield
-    finally:
-        if later:
-            later.cancel()
-        await backend.stop()
 
 
 class Problem(BaseModel):
@@ -263,7 +219,8 @@ def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 READING = describe(422, 503)
-WRITING = describe(413, 422, 503, 507)
+WRITING = describe(422, 503, 507)
+SENDING = WRITING | describe(413)
 MISSED = describe(404)
 TAKEN = describe(409)
 STALE = describe(412)
@@ -346,6 +303,7 @@ def install(app: FastAPI) -> None:
         StaleVersion: on_stale_version,
         SQLAlchemyError: on_database_error,
         OSError: on_database_error,
+        InterfaceError: on_database_error,  # of asyncpg's; SQLAlchemy lets it through at a rollback
         Exception: on_bug,
     }
     for error, handler in handlers.items():

@@ -15,6 +15,7 @@ from store import UserStore, read_page
 OpenStore = Callable[[], AbstractAsyncContextManager[UserStore]]
 Format = Literal["jsonl", "csv"]
 MEDIA_TYPES: dict[Format, str] = {"jsonl": "application/jsonl", "csv": "text/csv; charset=utf-8"}
+USER = TypeAdapter(UserRead)
 USERS = TypeAdapter(list[UserRead])
 
 # A spreadsheet takes a cell that begins with one of these for a formula
@@ -39,7 +40,7 @@ async def read_pages(open_store: OpenStore) -> AsyncIterator[list[UserRead]]:
 
 def to_jsonl(users: list[UserRead]) -> str:
     """Return a line of JSON for each user."""
-    return "".join(f"{TypeAdapter(UserRead).dump_json(user).decode()}\n" for user in users)
+    return "".join(f"{USER.dump_json(user).decode()}\n" for user in users)
 
 
 def safe_cell(value: Any) -> Any:

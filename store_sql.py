@@ -197,13 +197,13 @@ MADE_BY_ANOTHER = ("23505", "42P07", 1050, 1061)
 
 async def start() -> None:
     """Make the tables that are not there, and read from them."""
-    while True:
+    for more_tries in reversed(range(5)):
         try:
             async with get_engines().writer.begin() as connection:
                 await connection.run_sync(SQLModel.metadata.create_all)
             break
         except DBAPIError as error:
-            if driver_code(error) not in MADE_BY_ANOTHER:
+            if not more_tries or driver_code(error) not in MADE_BY_ANOTHER:
                 raise
     async with open_store() as store:
         await store.ping()

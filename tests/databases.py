@@ -99,8 +99,9 @@ def _postgresql_server() -> Iterator[URL]:
     with _folder("postgres", f"{admin.password}\n") as folder:
         setup = [initdb, f"--pgdata={folder}/data", "--auth=scram-sha-256"]
         setup += [f"--username={admin.username}", f"--pwfile={folder}/secret"]
-        # Left alone, initdb follows the caller's locale, which may not be a UTF-8 one.
+        # A language's order of letters, so that an app that leaves the order to the server fails.
         setup += ["--encoding=UTF8", "--locale=C.UTF-8"]
+        setup += ["--locale-provider=icu", "--icu-locale=en"]
         serve = [postgres, "-D", f"{folder}/data", f"--port={admin.port}"]
         serve += [f"--listen_addresses={admin.host}", "--unix_socket_directories="]
         serve += ["--max_connections=100"]

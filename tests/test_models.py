@@ -3,6 +3,7 @@
 import re
 import unicodedata
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,9 +26,12 @@ def test_key_of_a_key_is_the_key(text: str) -> None:
     assert fold(fold(text)) == fold(text)
 
 
-def test_fold_is_unicodes_own_folding_where_casing_undoes_the_normal_form() -> None:
-    # U+1FB7: casefolding takes it apart, into an order that NFKC changes again.
-    assert fold("\u1fb7\u0345") == fold(fold("\u1fb7\u0345"))
+@pytest.mark.parametrize(
+    ("one", "other"), [("𝐀da", "ada"), ("ϒ", "υ"), ("ǰ", "J\u030c"), ("ﬁ", "FI"), ("ᴬ", "a")]
+)
+def test_folding_and_normal_form_undo_each_other_and_both_are_kept(one: str, other: str) -> None:
+    assert fold(one) == fold(other)
+    assert unicodedata.is_normalized("NFKC", fold(one))
 
 
 @given(sorts, st.integers(1, ID_MAX), st.text(st.characters(codec="utf-8", categories=["L", "S"])))

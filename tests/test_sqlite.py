@@ -8,13 +8,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel import SQLModel
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 import db
+from export import read_pages
 from models import User, UserCreate, index_keys, utc_now
 
 
@@ -178,3 +182,129 @@ def test_lock_held_outside_refuses_writers_and_not_readers(file: Path) -> None:
         outside.close()
 
     run(test)
+
+
+def test_two_writers_of_two_processes_wait_for_each_other(file: Path) -> None:
+    async def test() -> None:
+        async with db.open_session() as session:
+            session.add(user(1))
+        # The pool of another process would be another pool: here are both in one.
+        other = db.make_engines(db.database_url(), 1).writer
+
+        async def count_up(engine: AsyncEngine) -> None:
+            for _ in range(20):
+                async with AsyncSession(engine) as session:
+                    row = await session.get_one(User, 1)
+                    await asyncio.sleep(0.001)
+                    row.name = str(int(row.name) + 1)
+                    await session.commit()
+
+        await asyncio.gather(count_up(db.get_engines().writer), count_up(other))
+        await other.dispose()
+        async with db.open_session(reading=True) as session:
+            assert (await session.get_one(User, 1)).name == "40"
+
+    run(test)
+
+
+def test_write_cancelled_in_a_statement_leaves_no_lock(file: Path) -> None:
+    async def test() -> None:
+        insert = text(
+            "with recursive n(i) as (select 1 union all select i + 1 from n where i < 300000)"
+            " insert into users (name, email, created_at, updated_at, version, name_key, email_key)"
+            " select 'x', i, 0, 0, 1, 'x', 'k' || i from n returning id"
+        )
+        for _ in range(5):
+
+            async def write() -> None:
+                async with db.open_session() as session:
+                    await (await session.connection()).stream(insert)
+                    await asyncio.sleep(10)
+
+            task = asyncio.create_task(write())
+            await asyncio.sleep(0.1)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        outside = sqlite3.connect(file, timeout=0, isolation_level=None)
+        began = time.monotonic()
+        while True:
+            try:
+                outside.execute("begin immediate")
+                break
+            except sqlite3.OperationalError:
+                assert time.monotonic() - began < 3, "the lock is held"
+                await asyncio.sleep(0.05)
+        assert outside.execute("select count(*) from users").fetchone() == (0,)
+        outside.close()
+
+    run(test)
+
+
+def test_export_holds_no_connection_between_two_pages(file: Path) -> None:
+    async def test() -> None:
+        async with db.open_session() as session:
+            session.add_all(user(i) for i in range(450))
+        sizes = []
+        from store_sql import open_store  # it makes its engine when it is imported
+
+        async for users in read_pages(open_store):
+            sizes.append(len(users))
+            assert db.get_engines().reader.pool.checkedout() == 0  # type: ignore[attr-defined]
+        assert sizes == [200, 200, 50]
+
+    run(test)
+
+
+def in_process(test: Callable[[httpx.AsyncClient], Coroutine[Any, Any, None]]) -> None:
+    """Run a test with a client of the app in this process, so that it can get at the engine."""
+    from app import app
+
+    async def with_client() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await test(client)
+
+    run(with_client)
+
+
+def test_full_disk_is_507_and_reading_goes_on(file: Path) -> None:
+    async def limit_pages(pages: int) -> None:
+        async with db.open_session() as session:
+            await (await session.connection()).exec_driver_sql(f"pragma max_page_count = {pages}")
+
+    async def test(client: httpx.AsyncClient) -> None:
+        await limit_pages(10)
+        statuses, i = [], 0
+        while 507 not in statuses and i < 500:
+            new = {"name": "x" * 100, "email": f"{i}@example.com"}
+            statuses.append((await client.post("/users/", json=new)).status_code)
+            i += 1
+        assert set(statuses) == {201, 507}
+        page = (await client.get("/users/?total=true")).json()
+        assert page["total"] == statuses.count(201)
+        await limit_pages(1000)
+        assert (await client.post("/users/", json=new)).status_code == 201
+
+    in_process(test)
+
+
+def test_commit_that_fails_is_never_a_201(file: Path) -> None:
+    async def test(client: httpx.AsyncClient) -> None:
+        # A foreign key that is checked at the COMMIT, and broken by every insert.
+        with sqlite3.connect(file) as connection:
+            connection.execute(
+                "create table child (id integer references users deferrable initially deferred)"
+            )
+            connection.execute(
+                "create trigger broken after insert on users"
+                " begin insert into child values (-1); end"
+            )
+        new = {"name": "Ada", "email": "ada@example.com"}
+        for _ in range(3):
+            assert (await client.post("/users/", json=new)).status_code == 409
+        assert (await client.get("/users/")).json()["items"] == []
+        connection.execute("drop trigger broken")
+        connection.close()
+        assert (await client.post("/users/", json=new)).status_code == 201
+
+    in_process(test)

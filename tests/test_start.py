@@ -6,8 +6,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,12 @@ def only_line(printed: str) -> str:
         ("DATABASE_URL", "postgresql://a:b@localhost:hunter2/x", "DATABASE_URL: not a URL"),
         ("DATABASE_URL", "postgresql://a:b@hunter2@localhost/x", "write an @"),
         ("DATABASE_URL", "mysql://a:b@hunter2@localhost/x", "write an @"),
+        ("DATABASE_URL", "postgresql://a:b@hunter2/x@localhost/y", "write an @"),
+        ("DATABASE_URL", "postgresql://a:b@localhost", "must name a host and a database"),
+        ("DATABASE_URL", "mysql:///x", "must name a host and a database"),
+        ("DATABASE_URL", "sqlite://a:hunter2@localhost/x.db", "SQLite needs a file"),
+        ("DATABASE_URL", "sqlite:///x.db?timeout=hunter2", "DATABASE_URL: "),
+        ("DATABASE_URL", "sqlite:///file:x?mode=memory&uri=true", "SQLite needs a file"),
         ("DATABASE_URL", "sqlite://", "SQLite needs a file"),
         ("DATABASE_URL", "sqlite:///:memory:", "SQLite needs a file"),
         ("DATABASE_URL", "sqlite:////no/such/folder/roster.db", "cannot be opened"),
@@ -168,6 +176,77 @@ def test_database_that_is_away_at_the_start_is_waited_for(
         assert "does not answer" in printed
         assert "Traceback" not in printed
         assert str(real.password) not in printed
+
+
+@on_servers
+def test_option_that_the_driver_does_not_know_is_one_line(
+    database: Database, tmp_path: Path
+) -> None:
+    url = f"{database.url}?hunter2=hunter2"
+    line = only_line(start_and_fail(tmp_path, {"DATABASE_URL": url}))
+    assert "does not know an option" in line
+    assert "hunter2" not in line
+
+
+def test_table_that_cannot_be_made_ends_the_app(tmp_path: Path) -> None:
+    file = tmp_path / "roster.db"
+    with sqlite3.connect(file) as connection:
+        connection.execute("create table other (x)")
+        connection.execute("create index ix_users_name_key_id on other (x)")
+    connection.close()
+    line = only_line(start_and_fail(tmp_path, {"DATABASE_URL": f"sqlite:///{file}"}))
+    assert "cannot be used" in line
+
+
+@on_servers
+def test_late_refusal_does_not_end_the_app(database: Database, tmp_path: Path) -> None:
+    real, port = make_url(database.url), free_port()
+    url = real.set(port=port, password="hunter2").render_as_string(hide_password=False)
+    with serve(url, tmp_path) as server, relay(port, real.port or 0):
+        wait_until(lambda: "user name with this password" in server.printed(), server.printed)
+        time.sleep(2.5)
+        assert httpx.get(f"{server.url}/livez").status_code == 200
+        assert httpx.get(f"{server.url}/readyz").status_code == 503
+        printed = server.printed()
+        assert printed.count("user name with this password") == 1
+        assert "hunter2" not in printed
+        assert "Traceback" not in printed
+
+
+@on_servers
+def test_connections_that_die_under_load_are_503_and_never_500(
+    database: Database, tmp_path: Path
+) -> None:
+    real, port = make_url(database.url), free_port()
+    url = real.set(port=port).render_as_string(hide_password=False)
+    statuses: set[int] = set()
+    done = threading.Event()
+
+    with serve(url, tmp_path) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        with relay(port, real.port or 0):
+            wait_until(lambda: client.get("/readyz").is_success)
+            path = f"/users/{add(client)['id']}"
+
+        def use(i: int) -> None:
+            while not done.is_set():
+                if i % 2:
+                    statuses.add(client.patch(path, json={"name": f"n{i}"}).status_code)
+                else:
+                    statuses.add(client.get("/users/?limit=5").status_code)
+
+        with ThreadPoolExecutor(8) as pool:
+            work = [pool.submit(use, i) for i in range(8)]
+            for _ in range(8):
+                with relay(port, real.port or 0):
+                    time.sleep(0.5)
+            done.set()
+            for part in work:
+                part.result()
+        assert statuses == {200, 503}
+        with relay(port, real.port or 0):
+            wait_until(lambda: client.get("/readyz").is_success, seconds=2)
+            assert client.get("/-/checked-out").json() == 0
+        assert "Traceback" not in server.printed()
 
 
 def test_four_workers_start_together_on_an_empty_database(

@@ -1,0 +1,84 @@
+"""Starting: at once, or as soon as the database answers, or not at all, and then one line says why.
+
+https://fastapi.tiangolo.com/advanced/events/ explains what a lifespan is.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from errors import Fault, classify, driver_code, logger
+from store import Backend
+
+# What is wrong with DATABASE_URL, in words, by the driver's code.
+WRONG_PART: dict[str | int, str] = {
+    **dict.fromkeys(("28P01", "28000", 1045), "does not know this user name with this password"),
+    **dict.fromkeys(("3D000", 1049), "has no database of this name"),
+    **dict.fromkeys(("42501", 1044, 1142), "does not let this user into the database"),
+    "SQLITE_CANTOPEN": "cannot be opened: the folder is not there, or you may not write in it",
+    "SQLITE_NOTADB": "is not a SQLite database",
+    "SQLITE_READONLY": "cannot be written to",
+    "TypeError": "does not know an option that the URL gives after its ?",
+}
+WAITED_FOR = (Fault.AWAY, Fault.BUSY, Fault.TOO_SLOW)
+
+
+class CannotStart(Exception):
+    """A backend does not start; the text is one line, without a secret.
+
+    ``wait`` is whether it may help to try again.
+    """
+
+    def __init__(self, backend: Backend, error: Exception) -> None:
+        code = driver_code(error) or type(error).__name__
+        self.wait = classify(error) in WAITED_FOR
+        said = "does not answer yet" if self.wait else WRONG_PART.get(code, "cannot be used")
+        super().__init__(f"DATABASE_URL: {backend.place()} {said} ({code}).")
+
+
+async def start(backend: Backend) -> None:
+    """Start a backend. Raises CannotStart."""
+    try:
+        await backend.start()
+    except Exception as error:  # noqa: BLE001 (whatever it is, a person reads it)
+        raise CannotStart(backend, error) from None
+
+
+async def keep_trying(backend: Backend) -> None:
+    """Start a backend as soon as its database lets it; say why not, once for each reason."""
+    said = ""
+    while True:
+        await asyncio.sleep(1)
+        try:
+            return await start(backend)
+        except CannotStart as failure:
+            if str(failure) != said:
+                said = str(failure)
+                logger.warning(said)
+
+
+@asynccontextmanager
+async def running(backend: Backend) -> AsyncIterator[None]:
+    """Start a backend, and stop it when the block is left.
+
+    If the database is away, the app serves all the same (503, but ``/livez``), and the backend is
+    started as soon as it answers. If it is there and says no, the app ends with one line.
+    """
+    trying = None
+    try:
+        await start(backend)
+    except CannotStart as failure:
+        if not failure.wait:
+            sys.tracebacklimit = 0  # uvicorn prints a traceback; this leaves its last line
+            raise SystemExit(str(failure)) from None
+        logger.warning(str(failure))
+        trying = asyncio.create_task(keep_trying(backend))
+    try:
+        yield
+    finally:
+        if trying:
+            trying.cancel()
+            with suppress(asyncio.CancelledError):
+                await trying
+        await backend.stop()

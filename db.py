@@ -42,7 +42,7 @@ def get_settings() -> Settings:
 
 
 def database_url() -> URL:
-    """Return ``DATABASE_URL`` in parts; leave with one line if it is none."""
+    """Return ``DATABASE_URL`` in parts; leave with one line if it is not a URL."""
     try:
         url = make_url(get_settings().database_url.get_secret_value())
     except (ArgumentError, ValueError):

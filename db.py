@@ -53,8 +53,8 @@ def database_url() -> URL:
             sys.exit("DATABASE_URL: SQLite needs a file, for example sqlite:///roster.db")
     elif "@" in f"{url.host}{url.database}":
         sys.exit("DATABASE_URL: write an @ in the user name or the password as %40, a / as %2F.")
-    elif not url.host or not url.database:
-        sys.exit("DATABASE_URL: it must name a host and a database: postgresql://host:5432/name")
+    elif not url.database:
+        sys.exit("DATABASE_URL: it must name a database, as in postgresql://host:5432/name")
     return url
 
 

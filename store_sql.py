@@ -188,7 +188,8 @@ def place() -> str:
     if url.get_backend_name() == "sqlite":
         return f"the SQLite file {url.database}"
     kind = "PostgreSQL" if url.get_backend_name().startswith("postgres") else "MySQL"
-    return f"{kind} at {url.host}:{url.port or 'its usual port'}, database {url.database}"
+    where = f"{url.host or 'its usual host'}:{url.port or 'its usual port'}"
+    return f"{kind} at {where}, database {url.database}"
 
 
 # "There is one already": somebody else who started at the same moment was faster.

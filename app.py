@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 from fastapi import Body, Depends, FastAPI, Header, Path, Query, Response, status
 from fastapi.responses import StreamingResponse
-from starlette.convertors import StringConvertor, register_url_convertor
 
 import errors
 from db import get_settings
@@ -24,6 +23,7 @@ from models import (
 )
 from start import running
 from store import UserStore, choose_backend, read_page
+from strict import StrictRoute
 
 backend = choose_backend(get_settings().database_url.get_secret_value())
 StoreDep = Annotated[UserStore, Depends(backend.get_store)]
@@ -42,19 +42,8 @@ app = FastAPI(
     version="0.1.0",
     lifespan=lifespan,
 )
+app.router.route_class = StrictRoute
 errors.install(app)
-
-
-class UserIdConvertor(StringConvertor):
-    """An id in a path is not one of the words that are paths of their own.
-
-    Otherwise PATCH /users/bulk would be a wrong id (422), not a method that is not there (405).
-    """
-
-    regex = "(?!(?:bulk|export)$)[^/]+"
-
-
-register_url_convertor("user", UserIdConvertor())
 
 IdPath = Annotated[UserId, Path(alias="id")]
 IfMatch = Annotated[str | None, Header(description='An ETag, like `"3"`: only if it still fits.')]
@@ -72,11 +61,7 @@ def versions(if_match: str | None) -> set[int] | None:
     return {int(tag) for tag in re.findall(r'(?<!W/)"([1-9][0-9]{0,17})"', if_match)}
 
 
-@app.post(
-    "/users/",
-    status_code=status.HTTP_201_CREATED,
-    responses=errors.SENDING | errors.TAKEN,
-)
+@app.post("/users/", status_code=status.HTTP_201_CREATED, responses=errors.SENDING | errors.TAKEN)
 async def create_user(user: UserCreate, store: StoreDep, response: Response) -> UserRead:
     """Add a user. `Location` says where it is, `ETag` which version it has."""
     created = await store.add(user)
@@ -85,9 +70,7 @@ async def create_user(user: UserCreate, store: StoreDep, response: Response) -> 
 
 
 @app.post(
-    "/users/bulk",
-    status_code=status.HTTP_201_CREATED,
-    responses=errors.SENDING | errors.TAKEN,
+    "/users/bulk", status_code=status.HTTP_201_CREATED, responses=errors.SENDING | errors.TAKEN
 )
 async def create_users(
     users: Annotated[list[UserCreate], Body(min_length=1, max_length=BULK_MAX)],
@@ -140,8 +123,7 @@ async def read_user(
 
 
 @app.patch(
-    "/users/{id:user}",
-    responses=errors.SENDING | errors.MISSED | errors.TAKEN | errors.STALE,
+    "/users/{id:user}", responses=errors.SENDING | errors.MISSED | errors.TAKEN | errors.STALE
 )
 async def update_user(
     user_id: IdPath,

@@ -107,10 +107,13 @@ def test_env_file_is_read_and_the_environment_wins(tmp_path: Path) -> None:
     assert ".env" in only_line(start_and_fail(tmp_path, env))
 
 
-def test_no_setting_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [(), ("--reload",)])
+def test_no_setting_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
     monkeypatch.delenv("DATABASE_URL", raising=False)
     with (
-        serve(None, tmp_path, app="app:app") as server,
+        serve(None, tmp_path, *options, app="app:app") as server,
         httpx.Client(base_url=server.url) as client,
     ):
         assert add(client)["version"] == 1

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import ROOT, free_port, serve, wait_until
-from databases import BACKENDS, Database
+from databases import BACKENDS, Database, empty_redis
 from sqlalchemy.engine import make_url
 from test_contract import add, read_all
 
@@ -276,7 +276,7 @@ def empty_copy(database: Database, folder: Path) -> Iterator[str]:
     if database.url.startswith("sqlite"):
         yield f"sqlite:///{folder}/new.db"
     else:
-        drop_tables(database.url)
+        (empty_redis if database.url.startswith("redis") else drop_tables)(database.url)
         yield database.url
 
 

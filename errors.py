@@ -51,7 +51,9 @@ class Fault(Enum):
 
 
 # What Redis says of a database number, for which it has no word of its own.
-NO_SUCH_NUMBER = ("DB index is out of range", "invalid DB index")
+NO_SUCH_NUMBER = (
+    *("DB index is out of range", "invalid DB index", "value is not an integer or out of range"),
+)
 
 # Each driver's own code for it: PostgreSQL's SQLSTATE or its class (the first two characters),
 # MySQL's and MariaDB's number, SQLite's name or the beginning of it, the word that Redis begins an
@@ -63,7 +65,17 @@ CODES: dict[Fault, tuple[str | int, ...]] = {
         "SQLITE_CONSTRAINT_FOREIGNKEY",
     ),
     Fault.BAD_VALUE: ("22", "23502", "23514", 1048, 1264, 1366, 1406, "SQLITE_CONSTRAINT"),
-    Fault.BUSY: ("40001", "40P01", "55P03", 1020, 1205, 1213, "SQLITE_BUSY", "SQLITE_LOCKED", "BUSY"),
+    Fault.BUSY: (
+        "40001",
+        "40P01",
+        "55P03",
+        1020,
+        1205,
+        1213,
+        "SQLITE_BUSY",
+        "SQLITE_LOCKED",
+        "BUSY",
+    ),
     # 42P01 and 1146: no table yet, in a database that was away when the app started.
     Fault.AWAY: (
         *("08", "57P01", "57P02", "57P03", "53300", "55000", "42P01"),
@@ -71,7 +83,16 @@ CODES: dict[Fault, tuple[str | int, ...]] = {
         *("ConnectionError", "TimeoutError", "LOADING", "MASTERDOWN"),
     ),
     Fault.TOO_SLOW: ("57014", 1969, 3024, "SQLITE_INTERRUPT"),
-    Fault.READ_ONLY: ("25006", 1290, 1792, 1836, "SQLITE_READONLY", "READONLY", "MISCONF", "NOREPLICAS"),
+    Fault.READ_ONLY: (
+        "25006",
+        1290,
+        1792,
+        1836,
+        "SQLITE_READONLY",
+        "READONLY",
+        "MISCONF",
+        "NOREPLICAS",
+    ),
     Fault.REFUSED: (
         *("28", "3D000", "42501", 1044, 1045, 1049, 1142, "SQLITE_CANTOPEN"),
         *("AuthenticationError", "NOAUTH", "WRONGPASS", "NOPERM", *NO_SUCH_NUMBER),

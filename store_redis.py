@@ -1,4 +1,4 @@
-r"""Redis: redis.asyncio, one Lua script to a change. The keys:
+r"""Redis: redis.asyncio, one Lua script to a change, and these keys.
 
 ``roster:last_id``
     A string: the newest id. It only grows, so no id is given twice.
@@ -39,11 +39,10 @@ from errors import logger
 from models import Cursor, UserCreate, UserQuery, UserRead, UserUpdate, fold, index_keys, utc_now
 from store import EmailTaken, NotFound, StaleVersion
 
-ERRORS = (RedisError,)
+ERRORS: tuple[type[Exception], ...] = (RedisError,)
 FIELDS = tuple(UserRead.model_fields)
-LAST_ID, EMAILS, BY_ID, BY_NAME = KEYS = (
-    *("roster:last_id", "roster:emails", "roster:by_id", "roster:by_name"),
-)
+KEYS = ("roster:last_id", "roster:emails", "roster:by_id", "roster:by_name")
+LAST_ID, EMAILS, BY_ID, BY_NAME = KEYS
 USER = "roster:user:"
 
 # The beginning of every script. (Lua's numbers are floating point: ids and versions stay text.)
@@ -143,14 +142,20 @@ redis.call('ZREM', by_name, name_key .. '\0' .. id)
 redis.call('DEL', user)
 return 'removed'
 """
+PING = f"""{SHARED}
+redis.call('GET', last_id)
+redis.call('HLEN', emails)
+redis.call('ZCARD', by_name)
+return redis.call('ZCARD', by_id)
+"""
 
 
 class RedisUserStore:
     """Users in the keys ``roster:*``."""
 
-    def __init__(self, redis: "Redis") -> None:
+    def __init__(self, redis: Redis) -> None:
         self.redis = redis
-        scripts = (ADD, PAGE, MATCHES_BY_ID, HOLDER, CHANGE, REMOVE)
+        scripts = (ADD, PAGE, MATCHES_BY_ID, HOLDER, CHANGE, REMOVE, PING)
         self.scripts = {script: redis.register_script(script) for script in scripts}
 
     async def add(self, new: UserCreate) -> UserRead:
@@ -173,9 +178,8 @@ class RedisUserStore:
             raise EmailTaken([("body", i, "email") for i in taken])
         left_out = set(taken)
         stored = [user for i, user in enumerate(new) if i not in left_out]
-        times = {"created_at": now, "updated_at": now}
         return [
-            UserRead(id=user_id, **user.model_dump(), **times, version=1)
+            UserRead(id=user_id, **user.model_dump(), created_at=now, updated_at=now, version=1)
             for user_id, user in zip(ids, stored, strict=True)
         ], [new[i].email for i in taken]
 
@@ -193,7 +197,11 @@ class RedisUserStore:
         """
         if query.email is not MISSING:
             return [user for user in await self.holder(query) if is_past(query, user)]
-        turned, by_name, after = query.sort.startswith("-"), query.sort.endswith("name"), query.after
+        turned, by_name, after = (
+            query.sort.startswith("-"),
+            query.sort.endswith("name"),
+            query.after,
+        )
         low, high = name_range(query)
         if query.name and not by_name:
             # The matches stand in the order of their names and must be sorted anew: the more
@@ -226,7 +234,7 @@ class RedisUserStore:
         if query.email is not MISSING:
             return len(await self.holder(query))
         low, high = name_range(query)
-        return int(await reading(lambda: self.redis.zlexcount(BY_NAME, low, high)))  # type: ignore[arg-type]
+        return int(await reading(lambda: self.redis.zlexcount(BY_NAME, low, high)))
 
     async def change(
         self, user_id: int, update: UserUpdate, if_match: Collection[int] | None
@@ -244,9 +252,7 @@ class RedisUserStore:
 
     async def ping(self) -> None:
         """Read each key; it raises too if one of them is something else than the layout says."""
-        pipeline = self.redis.pipeline(transaction=False)
-        pipeline.get(LAST_ID).hlen(EMAILS).zcard(BY_ID).zcard(BY_NAME)
-        await reading(pipeline.execute)
+        await reading(lambda: self.run(PING))
 
     async def run(self, script: str, *args: Any) -> Any:
         """Run a script; the first time, Redis is sent its text too."""

@@ -92,7 +92,9 @@ def redis() -> Iterator[Database]:
         database = Database(admin.render_as_string(hide_password=False), "")
         with open_redis(database.url) as client:
             if client.dbsize():
-                raise Missing("TEST_REDIS_URL: somebody's data is in this database; give it another")
+                raise Missing(
+                    "TEST_REDIS_URL: somebody's data is in this database; give it another"
+                )
             version = client.info("server")["redis_version"]
         try:
             yield replace(database, version=f"Redis {version}")

@@ -3,14 +3,18 @@
 It is told from the app itself by nothing else.
 """
 
+from typing import Any
+
 from sqlalchemy import delete
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from app import app as roster
-from app import backend
+import app as served
 from db import get_engines, open_session
 from models import User
+
+roster = served.app
+backend: Any = served.backend
 
 
 def checked_out() -> int:

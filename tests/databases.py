@@ -88,7 +88,7 @@ def mysql() -> Iterator[Database]:
 @contextmanager
 def redis() -> Iterator[Database]:
     """Yield TEST_REDIS_URL, if that database is empty, or one on a server started for it."""
-    with _admin("TEST_REDIS_URL", _redis_server) as admin:
+    with _admin("TEST_REDIS_URL", redis_server) as admin:
         database = Database(admin.render_as_string(hide_password=False), "")
         with open_redis(database.url) as client:
             if client.dbsize():
@@ -152,7 +152,7 @@ def _mysql_server() -> Iterator[URL]:
 
 
 @contextmanager
-def _redis_server(*options: str) -> Iterator[URL]:
+def redis_server(*options: str) -> Iterator[URL]:
     """Run a new Redis server and yield the URL of an account that may do everything."""
     server = _program("redis-server", [], "redis-server", "TEST_REDIS_URL")
     admin = _new_admin("redis").set(database="1")

@@ -92,13 +92,23 @@ return rows
 # ARGV: a range of names, a range of ids, "-" for the highest id first, how many.
 MATCHES_BY_ID = f"""{SHARED}
 local low, high, above, below, sign, limit = unpack(ARGV)
-local ids, rows = {{}}, {{}}
+local ids, rows, limit, turned = {{}}, {{}}, tonumber(limit), sign == '-'
+local function keep_first()
+  table.sort(ids, turned and function (a, b) return a > b end or nil)
+  for i = #ids, limit + 1, -1 do ids[i] = nil end
+end
 for _, member in ipairs(redis.call('ZRANGE', by_name, low, high, 'BYLEX')) do
   local id = string.sub(member, -19)
-  if id > above and id < below then table.insert(ids, id) end
+  if id > above and id < below then
+    ids[#ids + 1] = id
+    if #ids == 2 * limit then
+      keep_first()
+      if turned then above = ids[limit] else below = ids[limit] end
+    end
+  end
 end
-table.sort(ids, sign == '-' and function (a, b) return a > b end or nil)
-for i = 1, math.min(#ids, tonumber(limit)) do rows[i] = read(ids[i]) end
+keep_first()
+for i, id in ipairs(ids) do rows[i] = read(id) end
 return rows
 """
 # ARGV: an email_key.

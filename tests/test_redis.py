@@ -137,6 +137,19 @@ def test_full_memory_answers_507_and_reads_and_deletes_go_on(
         check_keys(redis)
 
 
+@pytest.mark.parametrize("limit", [1, 3, 50, 200])
+def test_matches_sorted_by_id_are_those_of_a_search_in_all(
+    url: str, tmp_path: Path, limit: int
+) -> None:
+    chance = random.Random(limit)
+    new = [{"name": chance.choice("aAb") + str(i % 7), "email": f"{i}@b.de"} for i in range(300)]
+    with serve(url, tmp_path) as server, httpx.Client(base_url=server.url) as client:
+        users = client.post("/users/bulk", json=new).json()["items"]
+        found = [user for user in users if user["name"].lower().startswith("a")]
+        assert read_all(client, name="a", sort="id", limit=limit) == found
+        assert read_all(client, name="a", sort="-id", limit=limit) == found[::-1]
+
+
 def test_no_command_walks_through_all_keys(url: str, redis: Redis, tmp_path: Path) -> None:
     with serve(url, tmp_path) as server, httpx.Client(base_url=server.url) as client:
         add(client, "a*", "ada@example.com")

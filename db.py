@@ -1,4 +1,4 @@
-"""The SQL database: settings, ``DATABASE_URL`` -> engine, and a session for each request."""
+"""Settings, ``DATABASE_URL``; and for SQL: URL -> engine, and a session for each request."""
 
 import logging
 import sys
@@ -53,6 +53,9 @@ def database_url() -> URL:
             sys.exit("DATABASE_URL: SQLite needs a file, for example sqlite:///roster.db")
     elif "@" in f"{url.host}{url.database}":
         sys.exit("DATABASE_URL: write an @ in the user name or the password as %40, a / as %2F.")
+    elif url.get_backend_name() in ("redis", "rediss"):  # their database is a number, or 0
+        if not url.host:
+            sys.exit("DATABASE_URL: it must name a host: redis://user:password@host:6379/0")
     elif not url.database:
         sys.exit("DATABASE_URL: it must name a database, as in postgresql://host:5432/name")
     return url

@@ -6,6 +6,7 @@ the client sent.
 """
 
 import logging
+from collections.abc import Collection
 from enum import Enum
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
@@ -45,8 +46,14 @@ class Fault(Enum):
     BUG = 500, "Internal Server Error"
 
 
+# What Redis says of a database number, for which it has no word of its own.
+NO_SUCH_NUMBER = (
+    *("DB index is out of range", "invalid DB index", "value is not an integer or out of range"),
+)
+
 # Each driver's own code for it: PostgreSQL's SQLSTATE or its class (the first two characters),
-# MySQL's and MariaDB's number, SQLite's name or the beginning of it.
+# MySQL's and MariaDB's number, SQLite's name or the beginning of it, the word that Redis begins an
+# error with or redis-py's class.
 CODES: dict[Fault, tuple[str | int, ...]] = {
     Fault.CONFLICT: (
         *("23505", "23503", 1062, 1451, 1452),
@@ -54,16 +61,39 @@ CODES: dict[Fault, tuple[str | int, ...]] = {
         "SQLITE_CONSTRAINT_FOREIGNKEY",
     ),
     Fault.BAD_VALUE: ("22", "23502", "23514", 1048, 1264, 1366, 1406, "SQLITE_CONSTRAINT"),
-    Fault.BUSY: ("40001", "40P01", "55P03", 1020, 1205, 1213, "SQLITE_BUSY", "SQLITE_LOCKED"),
+    Fault.BUSY: (
+        "40001",
+        "40P01",
+        "55P03",
+        1020,
+        1205,
+        1213,
+        "SQLITE_BUSY",
+        "SQLITE_LOCKED",
+        "BUSY",
+    ),
     # 42P01 and 1146: no table yet, in a database that was away when the app started.
     Fault.AWAY: (
         *("08", "57P01", "57P02", "57P03", "53300", "55000", "42P01"),
         *(1040, 1047, 1053, 1146, 1927, *range(2002, 2014), 2055),
+        *("ConnectionError", "TimeoutError", "LOADING", "MASTERDOWN"),
     ),
     Fault.TOO_SLOW: ("57014", 1969, 3024, "SQLITE_INTERRUPT"),
-    Fault.READ_ONLY: ("25006", 1290, 1792, 1836, "SQLITE_READONLY"),
-    Fault.REFUSED: ("28", "3D000", "42501", 1044, 1045, 1049, 1142, "SQLITE_CANTOPEN"),
-    Fault.FULL: ("53100", 1021, 1114, "SQLITE_FULL"),
+    Fault.READ_ONLY: (
+        "25006",
+        1290,
+        1792,
+        1836,
+        "SQLITE_READONLY",
+        "READONLY",
+        "MISCONF",
+        "NOREPLICAS",
+    ),
+    Fault.REFUSED: (
+        *("28", "3D000", "42501", 1044, 1045, 1049, 1142, "SQLITE_CANTOPEN"),
+        *("AuthenticationError", "NOAUTH", "WRONGPASS", "NOPERM", *NO_SUCH_NUMBER),
+    ),
+    Fault.FULL: ("53100", 1021, 1114, "SQLITE_FULL", "OOM"),
 }
 BY_CODE = {code: fault for fault, codes in CODES.items() for code in codes}
 
@@ -76,8 +106,19 @@ def driver_code(error: BaseException) -> str | int | None:
     # MySQL's number says more than its SQLSTATE, which asyncmy has too.
     if not isinstance(cause, OSError) and cause.args and isinstance(cause.args[0], int):
         return cause.args[0]
+    if type(cause).__module__ == "redis.exceptions":  # not imported: it may not be the database
+        return redis_code(cause)
     state = getattr(cause, "sqlstate", None)
     return str(state) if state else None
+
+
+def redis_code(error: Any) -> str:
+    """Return the word that Redis begins an error with, or else redis-py's class."""
+    name = type(error).__name__
+    if (text := str(error)) in NO_SUCH_NUMBER:
+        return text
+    word = error.status_code or (text.partition(" ")[0] if name == "ResponseError" else None)
+    return word if word and word.isupper() and word != "ERR" else name
 
 
 def classify(error: BaseException) -> Fault:
@@ -222,7 +263,7 @@ STALE = describe(412)
 AWAY = describe(503)
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, driver_errors: Collection[type[Exception]]) -> None:
     """Make an app give the answers of this module."""
     handlers: dict[type[Exception], Any] = {
         HTTPException: on_http_exception,
@@ -230,9 +271,7 @@ def install(app: FastAPI) -> None:
         EmailTaken: on_email_taken,
         NotFound: on_not_found,
         StaleVersion: on_stale_version,
-        SQLAlchemyError: on_database_error,
-        OSError: on_database_error,
-        InterfaceError: on_database_error,  # of asyncpg's; SQLAlchemy lets it through at a rollback
+        **dict.fromkeys((OSError, *driver_errors), on_database_error),
         Exception: on_bug,
     }
     for error, handler in handlers.items():

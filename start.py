@@ -8,14 +8,17 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from errors import Fault, classify, driver_code, logger
+from errors import NO_SUCH_NUMBER, Fault, classify, driver_code, logger
 from store import Backend
 
 # What is wrong with DATABASE_URL, in words, by the driver's code.
 WRONG_PART: dict[str | int, str] = {
-    **dict.fromkeys(("28P01", "28000", 1045), "does not know this user name with this password"),
-    **dict.fromkeys(("3D000", 1049), "has no database of this name"),
-    **dict.fromkeys(("42501", 1044, 1142), "does not let this user into the database"),
+    **dict.fromkeys(
+        ("28P01", "28000", 1045, "WRONGPASS", "NOAUTH", "AuthenticationError"),
+        "does not know this user name with this password",
+    ),
+    **dict.fromkeys(("3D000", 1049, *NO_SUCH_NUMBER), "has no database of this name"),
+    **dict.fromkeys(("42501", 1044, 1142, "NOPERM"), "does not let this user into the database"),
     "SQLITE_CANTOPEN": "cannot be opened: the folder is not there, or you may not write in it",
     "SQLITE_NOTADB": "is not a SQLite database",
     "SQLITE_READONLY": "cannot be written to",

@@ -15,7 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +23,8 @@ from typing import Any
 import asyncmy
 import asyncmy.errors
 import asyncpg
+from redis import Redis
+from redis.exceptions import RedisError
 from sqlalchemy.engine import URL, make_url
 
 # Where Debian puts servers outside PATH; the newest first, and as text 9.6 is newer than 15.
@@ -35,7 +37,7 @@ _MYSQL = [Path("/usr/sbin")]
 
 
 class Missing(Exception):
-    """A server is not on this machine; says which package or variable would bring one."""
+    """A server is not on this machine, or not to be used; says what would bring one."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,28 @@ def mysql() -> Iterator[Database]:
             _ask_mysql(admin, f"drop database {url.database}")
 
 
+@contextmanager
+def redis() -> Iterator[Database]:
+    """Yield TEST_REDIS_URL, if that database is empty, or one on a server started for it."""
+    with _admin("TEST_REDIS_URL", redis_server) as admin:
+        database = Database(admin.render_as_string(hide_password=False), "")
+        with open_redis(database.url) as client:
+            if client.dbsize():
+                raise Missing(
+                    "TEST_REDIS_URL: somebody's data is in this database; give it another"
+                )
+            version = client.info("server")["redis_version"]
+        try:
+            yield replace(database, version=f"Redis {version}")
+        finally:
+            empty_redis(database.url)
+
+
 BACKENDS: dict[str, Callable[[], AbstractContextManager[Database]]] = {
     "sqlite": sqlite,
     "postgresql": postgresql,
     "mysql": mysql,
+    "redis": redis,
 }
 
 
@@ -129,6 +149,38 @@ def _mysql_server() -> Iterator[URL]:
         serve += [f"--init-file={folder}/secret"]
         with _running(folder, setup, serve, signal.SIGTERM, lambda: _ask_mysql(admin)):
             yield admin
+
+
+@contextmanager
+def redis_server(*options: str) -> Iterator[URL]:
+    """Run a new Redis server and yield the URL of an account that may do everything."""
+    server = _program("redis-server", [], "redis-server", "TEST_REDIS_URL")
+    admin = _new_admin("redis").set(database="1")
+    accounts = f"user default off\nuser {admin.username} on >{admin.password} ~* &* +@all\n"
+    with _folder("redis", accounts) as folder:
+        serve = [server, f"{folder}/secret", f"--dir {folder}", f"--bind {admin.host}"]
+        serve += [f"--port {admin.port}", "--appendonly yes", "--save ''", *options]
+
+        def ask() -> str:
+            with open_redis(admin.render_as_string(hide_password=False)) as client:
+                return str(client.ping())
+
+        with _running(folder, [server, "--version"], serve, signal.SIGTERM, ask):
+            yield admin
+
+
+@contextmanager
+def open_redis(url: str) -> Iterator[Redis]:
+    """Yield a client of a Redis database."""
+    with Redis.from_url(url, decode_responses=True, socket_timeout=5) as client:
+        yield client
+
+
+def empty_redis(url: str) -> None:
+    """Delete what Roster has stored."""
+    with open_redis(url) as client:
+        for key in client.scan_iter("roster:*", count=1000):
+            client.delete(key)
 
 
 def _ask_postgresql(admin: URL, statement: str = "select 1") -> str:
@@ -248,7 +300,7 @@ def _running(
             try:
                 ask()
                 break
-            except (OSError, asyncpg.PostgresError, asyncmy.errors.Error) as error:
+            except (OSError, asyncpg.PostgresError, asyncmy.errors.Error, RedisError) as error:
                 if server.poll() is not None or time.monotonic() > deadline:
                     raise failure(f"{serve[0]} does not answer") from error
             time.sleep(0.05)

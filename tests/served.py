@@ -3,25 +3,47 @@
 It is told from the app itself by nothing else.
 """
 
+from typing import Any
+
 from sqlalchemy import delete
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from app import app as roster
+import app as served
 from db import get_engines, open_session
 from models import User
+
+roster = served.app
+backend: Any = served.backend
+
+
+def checked_out() -> int:
+    """Return how many connections are in use."""
+    if backend.__name__ == "store_redis":
+        return len(backend.make_store().redis.connection_pool._in_use_connections)
+    pools = {engine.pool for engine in get_engines()}
+    return sum(pool.checkedout() for pool in pools)  # type: ignore[attr-defined]  # QueuePool
+
+
+async def wipe() -> None:
+    """Delete all users; the ids go on."""
+    if backend.__name__ == "store_redis":
+        redis = backend.make_store().redis
+        ids = await redis.zrange(backend.BY_ID, 0, -1)
+        users = [f"{backend.USER}{user_id}" for user_id in ids]
+        await redis.delete(backend.EMAILS, backend.BY_ID, backend.BY_NAME, *users)
+    else:
+        async with open_session() as session:
+            await session.exec(delete(User))
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer /-/checked-out and /-/wipe here, and everything else as Roster."""
     path = scope.get("path")
     if path == "/-/checked-out":
-        pools = {engine.pool for engine in get_engines()}
-        count = sum(pool.checkedout() for pool in pools)  # type: ignore[attr-defined]  # QueuePool
-        await JSONResponse(count)(scope, receive, send)
+        await JSONResponse(checked_out())(scope, receive, send)
     elif path == "/-/wipe":
-        async with open_session() as session:
-            await session.exec(delete(User))
+        await wipe()
         await JSONResponse("empty")(scope, receive, send)
     else:
         await roster(scope, receive, send)

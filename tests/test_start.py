@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import ROOT, free_port, serve, wait_until
-from databases import BACKENDS, Database
+from databases import BACKENDS, Database, empty_redis
 from sqlalchemy.engine import make_url
 from test_contract import add, read_all
 
@@ -55,6 +55,9 @@ def only_line(printed: str) -> str:
         ("DATABASE_URL", "mysql://a:b@hunter2@localhost/x", "write an @"),
         ("DATABASE_URL", "postgresql://a:b@hunter2/x@localhost/y", "write an @"),
         ("DATABASE_URL", "postgresql://a:b@localhost", "must name a database"),
+        ("DATABASE_URL", "redis://a:b@hunter2@localhost/0", "write an @"),
+        ("DATABASE_URL", "redis:///0", "must name a host"),
+        ("DATABASE_URL", "redis://localhost/0?socket_timeout=hunter2", "an option after its ?"),
         ("DATABASE_URL", "sqlite://a:hunter2@localhost/x.db", "SQLite needs a file"),
         ("DATABASE_URL", "sqlite:///x.db?timeout=hunter2", "DATABASE_URL: "),
         ("DATABASE_URL", "sqlite:///file:x?mode=memory&uri=true", "SQLite needs a file"),
@@ -224,7 +227,12 @@ def test_connections_that_die_under_load_are_503_and_never_500(
     statuses: set[int] = set()
     done = threading.Event()
 
-    with serve(url, tmp_path) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    # An idle connection is given up before uvicorn does it, at the moment when it is used again.
+    limits = httpx.Limits(keepalive_expiry=2)
+    with (
+        serve(url, tmp_path) as server,
+        httpx.Client(base_url=server.url, timeout=30, limits=limits) as client,
+    ):
         with relay(port, real.port or 0):
             wait_until(lambda: client.get("/readyz").is_success)
             path = f"/users/{add(client)['id']}"
@@ -278,7 +286,7 @@ def empty_copy(database: Database, folder: Path) -> Iterator[str]:
     if database.url.startswith("sqlite"):
         yield f"sqlite:///{folder}/new.db"
     else:
-        drop_tables(database.url)
+        (empty_redis if database.url.startswith("redis") else drop_tables)(database.url)
         yield database.url
 
 

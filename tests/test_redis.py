@@ -1,0 +1,237 @@
+"""What is special about Redis: what it may lose or refuse, and that its keys stay whole."""
+
+import random
+import re
+import socket
+import socketserver
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import serve
+from databases import Missing, open_redis, redis_server
+from redis import Redis
+from sqlalchemy.engine import URL, make_url
+from test_contract import add, fields, read_all
+from test_start import only_line, start_and_fail
+
+from models import fold
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[URL]:
+    """Yield the URL of a server that these tests may set up as they like."""
+    try:
+        with redis_server() as url:
+            yield url
+    except Missing as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def url(own_server: URL) -> str:
+    """Return the URL of an empty database, durable and without a limit."""
+    url = own_server.render_as_string(hide_password=False)
+    with open_redis(url) as redis:
+        redis.flushdb()
+        redis.config_set("appendonly", "yes")
+        redis.config_set("maxmemory-policy", "noeviction")
+        redis.config_set("maxmemory", 0)
+        redis.config_resetstat()
+    return url
+
+
+@pytest.fixture
+def redis(url: str) -> Iterator[Redis]:
+    """Yield a client of that database."""
+    with open_redis(url) as redis:
+        yield redis
+
+
+def check_keys(redis: Redis) -> None:
+    """Check that the keys say the same of all users, and that there are no others."""
+    users: dict[str, Any] = {
+        key.removeprefix("roster:user:"): redis.hgetall(key)
+        for key in redis.scan_iter("roster:user:*")
+    }
+    for padded, user in users.items():
+        assert padded == f"{int(user['id']):019}"
+        assert (user["name_key"], user["email_key"]) == (fold(user["name"]), fold(user["email"]))
+    assert redis.hgetall("roster:emails") == {user["email_key"]: i for i, user in users.items()}
+    assert redis.zrange("roster:by_id", 0, -1) == sorted(users)
+    members = sorted(f"{user['name_key']}\0{i}" for i, user in users.items())
+    assert redis.zrange("roster:by_name", 0, -1) == members
+    assert redis.dbsize() == len(users) + len(["last_id", "emails", "by_id", "by_name"])
+
+
+def test_durable_server_starts_without_a_warning(url: str, tmp_path: Path) -> None:
+    with serve(url, tmp_path) as server:
+        assert "WARNING" not in server.printed()
+
+
+def test_server_that_may_lose_users_is_warned_of_at_start(
+    url: str, redis: Redis, tmp_path: Path
+) -> None:
+    redis.config_set("appendonly", "no")
+    redis.config_set("maxmemory-policy", "allkeys-lru")
+    with serve(url, tmp_path) as server:
+        warnings = re.findall("WARNING:.*", server.printed())
+    assert len(warnings) == 2
+    assert "appendonly is no, not yes" in warnings[0]
+    assert "maxmemory-policy is allkeys-lru, not noeviction" in warnings[1]
+
+
+def test_account_that_may_do_no_more_than_it_needs(url: str, redis: Redis, tmp_path: Path) -> None:
+    commands = "-@all +evalsha +script|load +get +incr +del +hget +hmget +hset +hsetnx +hdel +hlen"
+    commands += " +hexists +hincrby +zadd +zrem +zrange +zcard +zlexcount +ping +select"
+    rules = ["on", ">secret", "~roster:*", *commands.split()]
+    redis.execute_command("ACL SETUSER", "limited", *rules)  # type: ignore[no-untyped-call]
+    limited = make_url(url).set(username="limited", password="secret")
+    with serve(limited.render_as_string(hide_password=False), tmp_path) as server:
+        with httpx.Client(base_url=server.url) as client:
+            assert client.get("/readyz").is_success
+            path = f"/users/{add(client)['id']}"
+            assert client.patch(path, json={"name": "b", "email": "b@c.de"}).is_success
+            assert client.get("/users/?name=b&total=true").json()["total"] == 1
+            assert client.get("/users/?email=b@c.de").is_success
+            assert client.delete(path).is_success
+        assert server.printed().count("could not check") == 2
+        assert "secret" not in server.printed()
+
+
+def test_key_of_somebody_else_ends_the_app(url: str, redis: Redis, tmp_path: Path) -> None:
+    redis.set("roster:by_name", "something")
+    line = only_line(start_and_fail(tmp_path, {"DATABASE_URL": url}))
+    assert "cannot be used (WRONGTYPE)" in line
+
+
+def test_full_memory_answers_507_and_reads_and_deletes_go_on(
+    url: str, redis: Redis, tmp_path: Path
+) -> None:
+    with serve(url, tmp_path) as server, httpx.Client(base_url=server.url) as client:
+        ada, eve = add(client, "Ada"), add(client, "Eve")
+        redis.config_set("maxmemory", 1)
+        new = {"name": "new", "email": "new@example.com"}
+        for response in (
+            client.post("/users/", json=new),
+            client.post("/users/bulk", json=[new]),
+            client.patch(f"/users/{ada['id']}", json={"name": "new"}),
+            client.patch(f"/users/{ada['id']}", json={"email": "new@example.com"}),
+            client.patch(f"/users/{ada['id']}", json={"name": "ada"}),
+        ):
+            assert response.status_code == 507
+            assert response.json() == {"detail": "The database is full."}
+        check_keys(redis)
+        assert read_all(client) == [ada, eve]
+        assert read_all(client, name="a", sort="-id") == [ada]
+        assert client.get("/readyz").is_success
+        assert client.delete(f"/users/{eve['id']}").status_code == 204
+        assert client.patch(f"/users/{ada['id']}", json={}).json() == ada
+        redis.config_set("maxmemory", 0)
+        assert add(client, email="new@example.com")["id"] > eve["id"]
+        check_keys(redis)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 50, 200])
+def test_matches_sorted_by_id_are_those_of_a_search_in_all(
+    url: str, tmp_path: Path, limit: int
+) -> None:
+    chance = random.Random(limit)
+    new = [{"name": chance.choice("aAb") + str(i % 7), "email": f"{i}@b.de"} for i in range(300)]
+    with serve(url, tmp_path) as server, httpx.Client(base_url=server.url) as client:
+        users = client.post("/users/bulk", json=new).json()["items"]
+        found = [user for user in users if user["name"].lower().startswith("a")]
+        assert read_all(client, name="a", sort="id", limit=limit) == found
+        assert read_all(client, name="a", sort="-id", limit=limit) == found[::-1]
+
+
+def test_no_command_walks_through_all_keys(url: str, redis: Redis, tmp_path: Path) -> None:
+    with serve(url, tmp_path) as server, httpx.Client(base_url=server.url) as client:
+        add(client, "a*", "ada@example.com")
+        for sort in ("id", "-id", "name", "-name"):
+            for search in ({}, {"name": "a"}, {"name": "*"}, {"email": "ada@example.com"}):
+                client.get("/users/", params={"sort": sort, "total": True, **search})
+        client.get("/users/export")
+        used = {name.removeprefix("cmdstat_") for name in redis.info("commandstats")}
+    assert "zrange" in used
+    assert not used & {"keys", "scan", "sscan", "hscan", "zscan", "sort", "hgetall", "hkeys"}
+
+
+def test_three_processes_at_once_keep_the_keys_whole(
+    url: str, redis: Redis, tmp_path: Path
+) -> None:
+    def work(base_url: str, seed: int) -> list[int]:
+        chance, ids = random.Random(seed), []
+        with httpx.Client(base_url=base_url, timeout=30) as client:
+            for _ in range(60):
+                new = {"name": chance.choice("aAbc"), "email": f"{chance.randrange(30)}@b.de"}
+                path = f"/users/{chance.randrange(1, 60)}"
+                response = client.post("/users/", json=new)
+                if response.is_success:
+                    ids.append(response.json()["id"])
+                else:
+                    assert fields(response) == [["body", "email"]]
+                assert client.patch(path, json=new).status_code in (200, 404, 409)
+                if chance.random() < 0.5:
+                    assert client.delete(path).status_code in (204, 404)
+        return ids
+
+    with ExitStack() as stack, ThreadPoolExecutor(6) as pool:
+        servers = []
+        for i in range(3):
+            (folder := tmp_path / str(i)).mkdir()
+            servers.append(stack.enter_context(serve(url, folder)))
+        work_done = [pool.submit(work, servers[i % 3].url, i) for i in range(6)]
+        ids = [user_id for part in work_done for user_id in part.result()]
+        assert sorted(ids) == list(range(1, len(ids) + 1))
+        check_keys(redis)
+        with httpx.Client(base_url=servers[0].url) as client:
+            assert len(read_all(client)) == redis.zcard("roster:by_id") > 0
+        for server in servers:
+            assert "Traceback" not in server.printed()
+
+
+@contextmanager
+def swallow(to: int, sent: list[bytes]) -> Iterator[int]:
+    """Yield a port that passes everything on, but hangs up instead of answering a script."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection(("127.0.0.1", to)) as redis:
+                while data := self.request.recv(65536):
+                    redis.sendall(data)
+                    answer = redis.recv(65536)
+                    if b"EVALSHA" in data and b"NOSCRIPT" not in answer and sent:
+                        sent.append(data)
+                        return
+                    self.request.sendall(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as relay:
+        relay.daemon_threads = True
+        threading.Thread(target=relay.serve_forever, daemon=True).start()
+        yield relay.server_address[1]
+        relay.shutdown()
+
+
+def test_change_whose_answer_is_lost_is_not_sent_again(
+    url: str, redis: Redis, tmp_path: Path
+) -> None:
+    sent: list[bytes] = []
+    with swallow(make_url(url).port or 0, sent) as port:
+        through = make_url(url).set(port=port).render_as_string(hide_password=False)
+        with serve(through, tmp_path) as server, httpx.Client(base_url=server.url) as client:
+            path = f"/users/{add(client)['id']}"
+            client.get("/users/").raise_for_status()
+            sent.append(b"from now on")
+            assert client.patch(path, json={"name": "Eve"}).status_code == 503
+            assert len(sent) == 2
+            assert redis.hget("roster:user:0000000000000000001", "version") == "2"
+            assert client.get("/users/").status_code == 503
+            assert len(sent) == 4, "a read is sent once more"
+            sent.clear()
+            assert client.get(path).json()["version"] == 2

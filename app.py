@@ -42,7 +42,7 @@ app = FastAPI(
     version="0.1.0",
     lifespan=lifespan,
 )
-errors.install(app)
+errors.install(app, backend.DRIVER_ERRORS)
 
 
 class UserIdConvertor(StringConvertor):

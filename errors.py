@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
@@ -45,30 +45,54 @@ class Fault(Enum):
     AWAY = 503, "The database does not answer. Try again."
     TOO_SLOW = 503, "The database took too long. Try again."
     READ_ONLY = 503, "The database takes no changes now. Try again."
+    NO_TRANSACTIONS = (
+        503,
+        ("This MongoDB is a standalone server without transactions: no lists, only single users."),
+    )
     REFUSED = 503, "The database does not let Roster in. Its operator has to look."
     FULL = 507, "The database is full."
     BUG = 500, "Internal Server Error"
 
 
 # Each driver's own code for it: PostgreSQL's SQLSTATE or its class (the first two characters),
-# MySQL's and MariaDB's number, SQLite's name or the beginning of it.
+# MySQL's and MariaDB's number, SQLite's name or the beginning of it, MongoDB's number with its name
+# before it or, if PyMongo itself says it, the name of the exception.
 CODES: dict[Fault, tuple[str | int, ...]] = {
     Fault.CONFLICT: (
         *("23505", "23503", 1062, 1451, 1452),
         *("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"),
-        "SQLITE_CONSTRAINT_FOREIGNKEY",
+        *("SQLITE_CONSTRAINT_FOREIGNKEY", "MongoDB 11000"),
     ),
-    Fault.BAD_VALUE: ("22", "23502", "23514", 1048, 1264, 1366, 1406, "SQLITE_CONSTRAINT"),
-    Fault.BUSY: ("40001", "40P01", "55P03", 1020, 1205, 1213, "SQLITE_BUSY", "SQLITE_LOCKED"),
+    Fault.BAD_VALUE: (
+        *("22", "23502", "23514", 1048, 1264, 1366, 1406, "SQLITE_CONSTRAINT"),
+        *("MongoDB 121", "InvalidDocument", "InvalidStringData"),
+    ),
+    Fault.BUSY: (
+        *("40001", "40P01", "55P03", 1020, 1205, 1213, "SQLITE_BUSY", "SQLITE_LOCKED"),
+        *("MongoDB 24", "MongoDB 112", "MongoDB 246", "MongoDB 251"),
+    ),
     # 42P01 and 1146: no table yet, in a database that was away when the app started.
     Fault.AWAY: (
         *("08", "57P01", "57P02", "57P03", "53300", "55000", "42P01"),
         *(1040, 1047, 1053, 1146, 1927, *range(2002, 2014), 2055),
+        *("MongoDB 6", "MongoDB 7", "MongoDB 91", "MongoDB 189", "MongoDB 9001", "MongoDB 11600"),
+        *("MongoDB 11602", "ConnectionFailure"),
     ),
-    Fault.TOO_SLOW: ("57014", 1969, 3024, "SQLITE_INTERRUPT"),
-    Fault.READ_ONLY: ("25006", 1290, 1792, 1836, "SQLITE_READONLY"),
-    Fault.REFUSED: ("28", "3D000", "42501", 1044, 1045, 1049, 1142, "SQLITE_CANTOPEN"),
-    Fault.FULL: ("53100", 1021, 1114, "SQLITE_FULL"),
+    Fault.TOO_SLOW: (
+        *("57014", 1969, 3024, "SQLITE_INTERRUPT"),
+        *("MongoDB 50", "MongoDB 64", "MongoDB 202", "MongoDB 262", "NetworkTimeout"),
+    ),
+    Fault.READ_ONLY: (
+        *("25006", 1290, 1792, 1836, "SQLITE_READONLY"),
+        *("MongoDB 10107", "MongoDB 13435", "MongoDB 13436", "NotPrimaryError"),
+    ),
+    Fault.NO_TRANSACTIONS: ("MongoDB 20",),
+    # 8000: MongoDB Atlas. ConfigurationError: no such name for mongodb+srv, or too old a server.
+    Fault.REFUSED: (
+        *("28", "3D000", "42501", 1044, 1045, 1049, 1142, "SQLITE_CANTOPEN"),
+        *("MongoDB 13", "MongoDB 18", "MongoDB 8000", "ConfigurationError"),
+    ),
+    Fault.FULL: ("53100", 1021, 1114, "SQLITE_FULL", "MongoDB 14031"),
 }
 BY_CODE = {code: fault for fault, codes in CODES.items() for code in codes}
 
@@ -78,11 +102,31 @@ def driver_code(error: BaseException) -> str | int | None:
     cause: Any = error.orig if isinstance(error, StatementError) else error
     if name := getattr(cause, "sqlite_errorname", None):
         return str(name)
+    if type(cause).__module__ in ("pymongo.errors", "bson.errors"):
+        return mongodb_code(cause)
     # MySQL's number says more than its SQLSTATE, which asyncmy has too.
     if not isinstance(cause, OSError) and cause.args and isinstance(cause.args[0], int):
         return cause.args[0]
     state = getattr(cause, "sqlstate", None)
     return str(state) if state else None
+
+
+def mongodb_code(error: Any) -> str:
+    """Return MongoDB's number for an error with its name, which tells it from MySQL's numbers.
+
+    What PyMongo itself found has none; then it is the name of the exception, or of the kind of
+    exceptions it belongs to, if the table has that.
+    """
+    said = getattr(error, "details", None)
+    if isinstance(said, dict):
+        # Of several inserts, the first that was refused says why.
+        first = [*said.get("writeErrors", []), *said.get("writeConcernErrors", []), said][0]
+        if "code" in first:
+            return f"MongoDB {first['code']}"
+    if number := getattr(error, "code", None):
+        return f"MongoDB {number}"
+    names = [kind.__name__ for kind in type(error).__mro__]
+    return next((name for name in names if name in BY_CODE), names[0])
 
 
 def classify(error: BaseException) -> Fault:
@@ -94,6 +138,8 @@ def classify(error: BaseException) -> Fault:
         # SQLITE_BUSY_SNAPSHOT is a SQLITE_BUSY, 22021 is of class 22.
         general = "_".join(code.split("_")[:2]) if code.startswith("SQLITE_") else code[:2]
         return BY_CODE.get(general, Fault.BUG)
+    if isinstance(error, (OverflowError, UnicodeEncodeError)):
+        return Fault.BAD_VALUE
     if isinstance(error, StaleDataError):
         return Fault.BUSY
     if isinstance(error, (OSError, PoolTimeout, InterfaceError)):
@@ -292,7 +338,7 @@ class StrictRoute(APIRoute):
         return handle_strictly
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, driver_errors: tuple[type[Exception], ...]) -> None:
     """Make an app give the answers of this module. Call it before the first route is added."""
     app.router.route_class = StrictRoute
     handlers: dict[type[Exception], Any] = {
@@ -301,9 +347,7 @@ def install(app: FastAPI) -> None:
         EmailTaken: on_email_taken,
         NotFound: on_not_found,
         StaleVersion: on_stale_version,
-        SQLAlchemyError: on_database_error,
-        OSError: on_database_error,
-        InterfaceError: on_database_error,  # of asyncpg's; SQLAlchemy lets it through at a rollback
+        **dict.fromkeys((OSError, *driver_errors), on_database_error),
         Exception: on_bug,
     }
     for error, handler in handlers.items():

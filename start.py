@@ -13,9 +13,15 @@ from store import Backend
 
 # What is wrong with DATABASE_URL, in words, by the driver's code.
 WRONG_PART: dict[str | int, str] = {
-    **dict.fromkeys(("28P01", "28000", 1045), "does not know this user name with this password"),
+    **dict.fromkeys(
+        ("28P01", "28000", 1045, "MongoDB 18"), "does not know this user name with this password"
+    ),
     **dict.fromkeys(("3D000", 1049), "has no database of this name"),
-    **dict.fromkeys(("42501", 1044, 1142), "does not let this user into the database"),
+    **dict.fromkeys(
+        ("42501", 1044, 1142, "MongoDB 13", "MongoDB 8000"),
+        "does not let this user into the database",
+    ),
+    "ConfigurationError": "has a name that is not known, or is older than PyMongo takes",
     "SQLITE_CANTOPEN": "cannot be opened: the folder is not there, or you may not write in it",
     "SQLITE_NOTADB": "is not a SQLite database",
     "SQLITE_READONLY": "cannot be written to",

@@ -82,6 +82,9 @@ class UserStore(Protocol):
 class Backend(Protocol):
     """A module that keeps users in one kind of database."""
 
+    # What its driver raises, OSError apart: ``errors.classify`` knows it.
+    DRIVER_ERRORS: tuple[type[Exception], ...]
+
     def get_store(self, *args: Any, **kwargs: Any) -> Any:
         """Return the store of a request: a dependency of FastAPI's."""
         ...
@@ -111,9 +114,13 @@ def choose_backend(url: str) -> Backend:
             import store_sql  # only the drivers of the chosen database are loaded
 
             return store_sql
+        case "mongodb":  # and mongodb+srv
+            import store_mongo
+
+            return store_mongo
     sys.exit(
-        "DATABASE_URL: it must begin with sqlite:///, postgresql://, mysql:// or mariadb://"
-        " (an example: sqlite:///roster.db)."
+        "DATABASE_URL: it must begin with sqlite:///, postgresql://, mysql://, mariadb://,"
+        " mongodb:// or mongodb+srv:// (an example: sqlite:///roster.db)."
     )
 
 

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from operator import ge, gt, le, lt
 
+from asyncpg import InterfaceError
 from pydantic import MISSING
 from sqlalchemy import ColumnElement
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlmodel import SQLModel, and_, col, func, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -31,6 +32,8 @@ from store import EmailTaken, NotFound, StaleVersion
 
 get_engines()  # a wrong DATABASE_URL ends the app here, before it serves
 
+# InterfaceError is asyncpg's; SQLAlchemy lets it through at a rollback.
+DRIVER_ERRORS: tuple[type[Exception], ...] = (SQLAlchemyError, InterfaceError)
 row_id, name_key, email_key = col(User.id), col(User.name_key), col(User.email_key)
 # What a client sees, and nothing else, is fetched.
 READ = select(*(col(getattr(User, field)) for field in UserRead.model_fields))

@@ -12,6 +12,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,6 +24,8 @@ from typing import Any
 import asyncmy
 import asyncmy.errors
 import asyncpg
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 from sqlalchemy.engine import URL, make_url
 
 # Where Debian puts servers outside PATH; the newest first, and as text 9.6 is newer than 15.
@@ -40,10 +43,14 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Database:
-    """A database of the suite's own: the DATABASE_URL for the app, and what serves it."""
+    """A database of the suite's own: the DATABASE_URL for the app, and what serves it.
+
+    ``made_by_use`` is whether its server makes a database of any name when it is written to.
+    """
 
     url: str
     version: str
+    made_by_use: bool = False
 
 
 @contextmanager
@@ -83,10 +90,24 @@ def mysql() -> Iterator[Database]:
             _ask_mysql(admin, f"drop database {url.database}")
 
 
+@contextmanager
+def mongodb() -> Iterator[Database]:
+    """Yield a new database on TEST_MONGODB_URL's server, or on one started for it."""
+    with _admin("TEST_MONGODB_URL", _mongodb_server) as admin:
+        url = admin.set(database=f"roster_test_{secrets.token_hex(8)}")
+        if admin.username and "authSource" not in admin.query:
+            url = url.update_query_dict({"authSource": admin.database or "admin"})
+        try:
+            yield Database(url.render_as_string(hide_password=False), _ask_mongodb(admin), True)
+        finally:
+            drop_mongodb(url.render_as_string(hide_password=False))
+
+
 BACKENDS: dict[str, Callable[[], AbstractContextManager[Database]]] = {
     "sqlite": sqlite,
     "postgresql": postgresql,
     "mysql": mysql,
+    "mongodb": mongodb,
 }
 
 
@@ -131,6 +152,35 @@ def _mysql_server() -> Iterator[URL]:
             yield admin
 
 
+@contextmanager
+def _mongodb_server() -> Iterator[URL]:
+    """Run a new SecantusDB, which speaks MongoDB's protocol, and yield its administrator's URL.
+
+    It is asked for passwords in a second start: in the first, there is nobody yet who has one.
+    """
+    # It is no package of Debian's, but one of Python's, and may run as root.
+    secantusd = shutil.which("secantusd-py", path=Path(sys.executable).parent)
+    if secantusd is None:
+        raise Missing("no secantusd-py: install requirements-dev.txt, or set TEST_MONGODB_URL")
+    admin = _new_admin("mongodb")
+    anybody = URL.create("mongodb", host=admin.host, port=admin.port)
+    with TemporaryDirectory(prefix="roster-") as name:
+        folder = Path(name)
+        setup = ["true"]
+        serve = [secantusd, f"--host={admin.host}", f"--port={admin.port}"]
+        serve += [f"--storage-path={folder}/data"]
+        with (
+            _running(folder, setup, serve, signal.SIGTERM, lambda: _ask_mongodb(anybody)),
+            _mongo_client(anybody) as client,
+        ):
+            client["admin"].command(
+                "createUser", admin.username, pwd=admin.password, roles=["root"]
+            )
+        serve += ["--auth"]
+        with _running(folder, setup, serve, signal.SIGTERM, lambda: _ask_mongodb(admin)):
+            yield admin
+
+
 def _ask_postgresql(admin: URL, statement: str = "select 1") -> str:
     """Log in, run one statement outside any transaction, return its first value as text."""
 
@@ -168,6 +218,26 @@ def _ask_mysql(admin: URL, statement: str = "select 1") -> str:
             await connection.ensure_closed()
 
     return asyncio.run(ask())
+
+
+def _mongo_client(url: URL) -> MongoClient[dict[str, Any]]:
+    """Return a client; nothing is connected yet."""
+    return MongoClient(url.render_as_string(hide_password=False), serverSelectionTimeoutMS=2000)
+
+
+def _ask_mongodb(admin: URL) -> str:
+    """Log in, and return the product and its version."""
+    with _mongo_client(admin) as client:
+        built = client.server_info()
+    if "secantusVersion" in built:
+        return f"SecantusDB {built['secantusVersion']}"
+    return f"MongoDB {built['version']}"
+
+
+def drop_mongodb(url: str) -> None:
+    """Drop a database that the suite has made."""
+    with _mongo_client(make_url(url)) as client:
+        client.drop_database(client.get_default_database())
 
 
 def _admin(
@@ -248,7 +318,12 @@ def _running(
             try:
                 ask()
                 break
-            except (OSError, asyncpg.PostgresError, asyncmy.errors.Error) as error:
+            except (
+                OSError,
+                asyncpg.PostgresError,
+                asyncmy.errors.Error,
+                PyMongoError,
+            ) as error:
                 if server.poll() is not None or time.monotonic() > deadline:
                     raise failure(f"{serve[0]} does not answer") from error
             time.sleep(0.05)

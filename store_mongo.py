@@ -59,8 +59,11 @@ def get_client() -> AsyncMongoClient[Document]:
                 get_settings().database_url.get_secret_value(),
                 maxPoolSize=get_settings().pool_size,
                 connectTimeoutMS=3000,
-                serverSelectionTimeoutMS=3000,
-                timeoutMS=5000,  # of an operation as a whole, with its retries
+                # Of an operation as a whole, with the search for a server, which with this heeds
+                # serverSelectionTimeoutMS no more, the wait for a connection, and the retries.
+                timeoutMS=4000,
+                # Else PyMongo, once a server has failed it, can wait 10 seconds for news of it.
+                serverMonitoringMode="poll",
                 w="majority",
                 journal=True,
                 tz_aware=True,
@@ -207,8 +210,10 @@ class MongoUserStore:
             await self.say_why(user_id)
 
     async def ping(self) -> None:
-        """Find a document, with all fields."""
+        """Find a document, with all fields, and the counter, which ``start`` makes last."""
         await self.users.find_one({})
+        if await self.counters.find_one({"_id": "users"}) is None:
+            raise AutoReconnect("not set up yet")  # it was away when the app started
 
     async def take_ids(self, count: int) -> int:
         """Take ids off the counter, for good, and return the first of them."""
@@ -216,7 +221,7 @@ class MongoUserStore:
             {"_id": "users"}, {"$inc": {"last": count}}, return_document=ReturnDocument.AFTER
         )
         if counter is None:
-            raise AutoReconnect("MongoDB was away when the app started, and is not set up yet")
+            raise AutoReconnect("not set up yet")
         return int(counter["last"]) - count + 1
 
     async def has_transactions(self) -> bool:

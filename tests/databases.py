@@ -95,8 +95,11 @@ def mongodb() -> Iterator[Database]:
     """Yield a new database on TEST_MONGODB_URL's server, or on one started for it."""
     with _admin("TEST_MONGODB_URL", _mongodb_server) as admin:
         url = admin.set(database=f"roster_test_{secrets.token_hex(8)}")
-        if admin.username and "authSource" not in admin.query:
-            url = url.update_query_dict({"authSource": admin.database or "admin"})
+        # A replica set tells its clients where its members are, and leads them past our relay.
+        options = {"directConnection": "true"}
+        if admin.username:
+            options["authSource"] = admin.database or "admin"
+        url = url.set(query={**options, **admin.query})
         try:
             yield Database(url.render_as_string(hide_password=False), _ask_mongodb(admin), True)
         finally:

@@ -157,31 +157,43 @@ def _mysql_server() -> Iterator[URL]:
 
 @contextmanager
 def _mongodb_server() -> Iterator[URL]:
-    """Run a new SecantusDB, which speaks MongoDB's protocol, and yield its administrator's URL.
+    """Run a new SecantusDB and yield its administrator's URL.
 
     It is asked for passwords in a second start: in the first, there is nobody yet who has one.
     """
-    # It is no package of Debian's, but one of Python's, and may run as root.
-    secantusd = shutil.which("secantusd-py", path=Path(sys.executable).parent)
-    if secantusd is None:
-        raise Missing("no secantusd-py: install requirements-dev.txt, or set TEST_MONGODB_URL")
     admin = _new_admin("mongodb")
     anybody = URL.create("mongodb", host=admin.host, port=admin.port)
-    with TemporaryDirectory(prefix="roster-") as name:
-        folder = Path(name)
-        setup = ["true"]
-        serve = [secantusd, f"--host={admin.host}", f"--port={admin.port}"]
-        serve += [f"--storage-path={folder}/data"]
-        with (
-            _running(folder, setup, serve, signal.SIGTERM, lambda: _ask_mongodb(anybody)),
-            _mongo_client(anybody) as client,
-        ):
-            client["admin"].command(
-                "createUser", admin.username, pwd=admin.password, roles=["root"]
-            )
-        serve += ["--auth"]
-        with _running(folder, setup, serve, signal.SIGTERM, lambda: _ask_mongodb(admin)):
+    with TemporaryDirectory(prefix="roster-") as folder:
+        with _secantusdb(anybody, Path(folder)), _mongo_client(anybody) as client:
+            user = {"createUser": admin.username, "pwd": admin.password, "roles": ["root"]}
+            client["admin"].command(user)
+        with _secantusdb(admin, Path(folder), "--auth"):
             yield admin
+
+
+@contextmanager
+def standalone_mongodb() -> Iterator[Database]:
+    """Yield a database on a new SecantusDB that says of itself that it is no replica set."""
+    admin = _new_admin("mongodb")
+    url = URL.create("mongodb", host=admin.host, port=admin.port, database="roster_test")
+    with (
+        TemporaryDirectory(prefix="roster-") as folder,
+        _secantusdb(url, Path(folder), "--standalone"),
+    ):
+        yield Database(url.render_as_string(), _ask_mongodb(url), True)
+
+
+@contextmanager
+def _secantusdb(url: URL, folder: Path, *options: str) -> Iterator[None]:
+    """Run SecantusDB, which speaks MongoDB's protocol, at a URL's port, until the context ends."""
+    # It comes with Python's packages, not Debian's, and does not refuse root.
+    program = shutil.which("secantusd-py", path=Path(sys.executable).parent)
+    if program is None:
+        raise Missing("no secantusd-py: install requirements-dev.txt, or set TEST_MONGODB_URL")
+    serve = [program, f"--host={url.host}", f"--port={url.port}", f"--storage-path={folder}/data"]
+    serve += options
+    with _running(folder, ["true"], serve, signal.SIGTERM, lambda: _ask_mongodb(url)):
+        yield
 
 
 def _ask_postgresql(admin: URL, statement: str = "select 1") -> str:

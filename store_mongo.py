@@ -176,7 +176,8 @@ class MongoUserStore:
         order = ["name_key", "_id"] if by_name else ["_id"]
         found = self.users.find({"$and": conditions}, FIELDS)
         found = found.sort([(field, -1 if turned else 1) for field in order]).limit(limit)
-        return [to_user(document) async for document in found]
+        # If the client of an export leaves, this is cancelled: PyMongo would lose an open socket.
+        return [to_user(document) for document in await asyncio.shield(found.to_list())]
 
     async def count(self, query: UserQuery) -> int:
         """Count documents; the more fit, the longer it takes."""

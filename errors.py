@@ -41,6 +41,10 @@ class Fault(Enum):
     AWAY = 503, "The database does not answer. Try again."
     TOO_SLOW = 503, "The database took too long. Try again."
     READ_ONLY = 503, "The database takes no changes now. Try again."
+    NO_TRANSACTIONS = (
+        503,
+        ("This MongoDB is a standalone server without transactions: no lists, only single users."),
+    )
     REFUSED = 503, "The database does not let Roster in. Its operator has to look."
     FULL = 507, "The database is full."
     BUG = 500, "Internal Server Error"
@@ -52,48 +56,47 @@ NO_SUCH_NUMBER = (
 )
 
 # Each driver's own code for it: PostgreSQL's SQLSTATE or its class (the first two characters),
-# MySQL's and MariaDB's number, SQLite's name or the beginning of it, the word that Redis begins an
-# error with or redis-py's class.
+# MySQL's and MariaDB's number, SQLite's name or the beginning of it; "MongoDB" and its number, the
+# word that Redis begins an error with, or else the class of PyMongo's or redis-py's exception.
 CODES: dict[Fault, tuple[str | int, ...]] = {
     Fault.CONFLICT: (
-        *("23505", "23503", 1062, 1451, 1452),
+        *("23505", "23503", 1062, 1451, 1452, "MongoDB 11000"),
         *("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"),
         "SQLITE_CONSTRAINT_FOREIGNKEY",
     ),
-    Fault.BAD_VALUE: ("22", "23502", "23514", 1048, 1264, 1366, 1406, "SQLITE_CONSTRAINT"),
+    Fault.BAD_VALUE: (
+        *("22", "23502", "23514", 1048, 1264, 1366, 1406, "SQLITE_CONSTRAINT"),
+        *("MongoDB 121", "InvalidDocument", "InvalidStringData"),
+    ),
     Fault.BUSY: (
-        "40001",
-        "40P01",
-        "55P03",
-        1020,
-        1205,
-        1213,
-        "SQLITE_BUSY",
-        "SQLITE_LOCKED",
-        "BUSY",
+        *("40001", "40P01", "55P03", 1020, 1205, 1213, "SQLITE_BUSY", "SQLITE_LOCKED"),
+        *("MongoDB 24", "MongoDB 112", "MongoDB 246", "MongoDB 251", "BUSY"),
     ),
     # 42P01 and 1146: no table yet, in a database that was away when the app started.
     Fault.AWAY: (
         *("08", "57P01", "57P02", "57P03", "53300", "55000", "42P01"),
         *(1040, 1047, 1053, 1146, 1927, *range(2002, 2014), 2055),
+        *("MongoDB 6", "MongoDB 7", "MongoDB 91", "MongoDB 189", "MongoDB 9001", "MongoDB 11600"),
+        *("MongoDB 11602", "ConnectionFailure"),
         *("ConnectionError", "TimeoutError", "LOADING", "MASTERDOWN"),
     ),
-    Fault.TOO_SLOW: ("57014", 1969, 3024, "SQLITE_INTERRUPT"),
-    Fault.READ_ONLY: (
-        "25006",
-        1290,
-        1792,
-        1836,
-        "SQLITE_READONLY",
-        "READONLY",
-        "MISCONF",
-        "NOREPLICAS",
+    Fault.TOO_SLOW: (
+        *("57014", 1969, 3024, "SQLITE_INTERRUPT"),
+        *("MongoDB 50", "MongoDB 64", "MongoDB 202", "MongoDB 262", "NetworkTimeout"),
     ),
+    Fault.READ_ONLY: (
+        *("25006", 1290, 1792, 1836, "SQLITE_READONLY"),
+        *("MongoDB 10107", "MongoDB 13435", "MongoDB 13436", "NotPrimaryError"),
+        *("READONLY", "MISCONF", "NOREPLICAS"),
+    ),
+    Fault.NO_TRANSACTIONS: ("MongoDB 20",),
+    # 8000: MongoDB Atlas. ConfigurationError: no such name for mongodb+srv, or too old a server.
     Fault.REFUSED: (
         *("28", "3D000", "42501", 1044, 1045, 1049, 1142, "SQLITE_CANTOPEN"),
+        *("MongoDB 13", "MongoDB 18", "MongoDB 8000", "ConfigurationError"),
         *("AuthenticationError", "NOAUTH", "WRONGPASS", "NOPERM", *NO_SUCH_NUMBER),
     ),
-    Fault.FULL: ("53100", 1021, 1114, "SQLITE_FULL", "OOM"),
+    Fault.FULL: ("53100", 1021, 1114, "SQLITE_FULL", "MongoDB 14031", "OOM"),
 }
 BY_CODE = {code: fault for fault, codes in CODES.items() for code in codes}
 
@@ -103,6 +106,8 @@ def driver_code(error: BaseException) -> str | int | None:
     cause: Any = error.orig if isinstance(error, StatementError) else error
     if name := getattr(cause, "sqlite_errorname", None):
         return str(name)
+    if type(cause).__module__ in ("pymongo.errors", "bson.errors"):
+        return mongodb_code(cause)
     # MySQL's number says more than its SQLSTATE, which asyncmy has too.
     if not isinstance(cause, OSError) and cause.args and isinstance(cause.args[0], int):
         return cause.args[0]
@@ -121,6 +126,24 @@ def redis_code(error: Any) -> str:
     return word if word and word.isupper() and word != "ERR" else name
 
 
+def mongodb_code(error: Any) -> str:
+    """Return MongoDB's number for an error with its name, which tells it from MySQL's numbers.
+
+    What PyMongo itself found has none; then it is the name of the exception, or of the kind of
+    exceptions it belongs to, if the table has that.
+    """
+    said = getattr(error, "details", None)
+    if isinstance(said, dict):
+        # Of several inserts, the first that was refused says why.
+        first = [*said.get("writeErrors", []), *said.get("writeConcernErrors", []), said][0]
+        if "code" in first:
+            return f"MongoDB {first['code']}"
+    if number := getattr(error, "code", None):
+        return f"MongoDB {number}"
+    names = [kind.__name__ for kind in type(error).__mro__]
+    return next((name for name in names if name in BY_CODE), names[0])
+
+
 def classify(error: BaseException) -> Fault:
     """Return what kind of failure a driver's or SQLAlchemy's exception is."""
     code = driver_code(error)
@@ -130,6 +153,8 @@ def classify(error: BaseException) -> Fault:
         # SQLITE_BUSY_SNAPSHOT is a SQLITE_BUSY, 22021 is of class 22.
         general = "_".join(code.split("_")[:2]) if code.startswith("SQLITE_") else code[:2]
         return BY_CODE.get(general, Fault.BUG)
+    if isinstance(error, (OverflowError, UnicodeEncodeError)):
+        return Fault.BAD_VALUE
     if isinstance(error, StaleDataError):
         return Fault.BUSY
     if isinstance(error, (OSError, PoolTimeout, InterfaceError)):

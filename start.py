@@ -14,11 +14,15 @@ from store import Backend
 # What is wrong with DATABASE_URL, in words, by the driver's code.
 WRONG_PART: dict[str | int, str] = {
     **dict.fromkeys(
-        ("28P01", "28000", 1045, "WRONGPASS", "NOAUTH", "AuthenticationError"),
+        ("28P01", "28000", 1045, "MongoDB 18", "WRONGPASS", "NOAUTH", "AuthenticationError"),
         "does not know this user name with this password",
     ),
     **dict.fromkeys(("3D000", 1049, *NO_SUCH_NUMBER), "has no database of this name"),
-    **dict.fromkeys(("42501", 1044, 1142, "NOPERM"), "does not let this user into the database"),
+    **dict.fromkeys(
+        ("42501", 1044, 1142, "MongoDB 13", "MongoDB 8000", "NOPERM"),
+        "does not let this user into the database",
+    ),
+    "ConfigurationError": "has a name that is not known, or is older than PyMongo takes",
     "SQLITE_CANTOPEN": "cannot be opened: the folder is not there, or you may not write in it",
     "SQLITE_NOTADB": "is not a SQLite database",
     "SQLITE_READONLY": "cannot be written to",

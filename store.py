@@ -80,11 +80,9 @@ class UserStore(Protocol):
 
 
 class Backend(Protocol):
-    """A module that keeps users in one kind of database.
+    """A module that keeps users in one kind of database."""
 
-    ``DRIVER_ERRORS`` are the exceptions of its driver, as far as they are no ``OSError``.
-    """
-
+    # What its driver raises, OSError apart: ``errors.classify`` knows it.
     DRIVER_ERRORS: tuple[type[Exception], ...]
 
     def get_store(self, *args: Any, **kwargs: Any) -> Any:
@@ -116,13 +114,17 @@ def choose_backend(url: str) -> Backend:
             import store_sql  # only the drivers of the chosen database are loaded
 
             return store_sql
+        case "mongodb":  # and mongodb+srv
+            import store_mongo
+
+            return store_mongo
         case "redis" | "rediss":
             import store_redis
 
             return store_redis
     sys.exit(
-        "DATABASE_URL: it must begin with sqlite:///, postgresql://, mysql://, mariadb://, redis://"
-        " or rediss:// (an example: sqlite:///roster.db)."
+        "DATABASE_URL: it must begin with sqlite:///, postgresql://, mysql://, mariadb://,"
+        " mongodb://, mongodb+srv://, redis:// or rediss:// (an example: sqlite:///roster.db)."
     )
 
 

@@ -32,7 +32,7 @@ from store import EmailTaken, NotFound, StaleVersion
 
 get_engines()  # a wrong DATABASE_URL ends the app here, before it serves
 
-# asyncpg's InterfaceError is let through by SQLAlchemy at a rollback.
+# InterfaceError is asyncpg's; SQLAlchemy lets it through at a rollback.
 DRIVER_ERRORS: tuple[type[Exception], ...] = (SQLAlchemyError, InterfaceError)
 row_id, name_key, email_key = col(User.id), col(User.name_key), col(User.email_key)
 # What a client sees, and nothing else, is fetched.

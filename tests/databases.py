@@ -12,6 +12,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,6 +24,8 @@ from typing import Any
 import asyncmy
 import asyncmy.errors
 import asyncpg
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 from redis import Redis
 from redis.exceptions import RedisError
 from sqlalchemy.engine import URL, make_url
@@ -42,10 +45,14 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Database:
-    """A database of the suite's own: the DATABASE_URL for the app, and what serves it."""
+    """A database of the suite's own: the DATABASE_URL for the app, and what serves it.
+
+    ``made_by_use`` is whether its server makes a database of any name when it is written to.
+    """
 
     url: str
     version: str
+    made_by_use: bool = False
 
 
 @contextmanager
@@ -86,6 +93,22 @@ def mysql() -> Iterator[Database]:
 
 
 @contextmanager
+def mongodb() -> Iterator[Database]:
+    """Yield a new database on TEST_MONGODB_URL's server, or on one started for it."""
+    with _admin("TEST_MONGODB_URL", _mongodb_server) as admin:
+        url = admin.set(database=f"roster_test_{secrets.token_hex(8)}")
+        # A replica set tells its clients where its members are, and leads them past our relay.
+        options = {"directConnection": "true"}
+        if admin.username:
+            options["authSource"] = admin.database or "admin"
+        url = url.set(query={**options, **admin.query})
+        try:
+            yield Database(url.render_as_string(hide_password=False), _ask_mongodb(admin), True)
+        finally:
+            drop_mongodb(url.render_as_string(hide_password=False))
+
+
+@contextmanager
 def redis() -> Iterator[Database]:
     """Yield TEST_REDIS_URL, if that database is empty, or one on a server started for it."""
     with _admin("TEST_REDIS_URL", redis_server) as admin:
@@ -106,6 +129,7 @@ BACKENDS: dict[str, Callable[[], AbstractContextManager[Database]]] = {
     "sqlite": sqlite,
     "postgresql": postgresql,
     "mysql": mysql,
+    "mongodb": mongodb,
     "redis": redis,
 }
 
@@ -152,6 +176,22 @@ def _mysql_server() -> Iterator[URL]:
 
 
 @contextmanager
+def _mongodb_server() -> Iterator[URL]:
+    """Run a new SecantusDB and yield its administrator's URL.
+
+    It is asked for passwords in a second start: in the first, there is nobody yet who has one.
+    """
+    admin = _new_admin("mongodb")
+    anybody = URL.create("mongodb", host=admin.host, port=admin.port)
+    with TemporaryDirectory(prefix="roster-") as folder:
+        with _secantusdb(anybody, Path(folder)), _mongo_client(anybody) as client:
+            user = {"createUser": admin.username, "pwd": admin.password, "roles": ["root"]}
+            client["admin"].command(user)
+        with _secantusdb(admin, Path(folder), "--auth"):
+            yield admin
+
+
+@contextmanager
 def redis_server(*options: str) -> Iterator[URL]:
     """Run a new Redis server and yield the URL of an account that may do everything."""
     server = _program("redis-server", [], "redis-server", "TEST_REDIS_URL")
@@ -181,6 +221,31 @@ def empty_redis(url: str) -> None:
     with open_redis(url) as client:
         for key in client.scan_iter("roster:*", count=1000):
             client.delete(key)
+
+
+@contextmanager
+def standalone_mongodb() -> Iterator[Database]:
+    """Yield a database on a new SecantusDB that says of itself that it is no replica set."""
+    admin = _new_admin("mongodb")
+    url = URL.create("mongodb", host=admin.host, port=admin.port, database="roster_test")
+    with (
+        TemporaryDirectory(prefix="roster-") as folder,
+        _secantusdb(url, Path(folder), "--standalone"),
+    ):
+        yield Database(url.render_as_string(), _ask_mongodb(url), True)
+
+
+@contextmanager
+def _secantusdb(url: URL, folder: Path, *options: str) -> Iterator[None]:
+    """Run SecantusDB, which speaks MongoDB's protocol, at a URL's port, until the context ends."""
+    # It comes with Python's packages, not Debian's, and does not refuse root.
+    program = shutil.which("secantusd-py", path=Path(sys.executable).parent)
+    if program is None:
+        raise Missing("no secantusd-py: install requirements-dev.txt, or set TEST_MONGODB_URL")
+    serve = [program, f"--host={url.host}", f"--port={url.port}", f"--storage-path={folder}/data"]
+    serve += options
+    with _running(folder, ["true"], serve, signal.SIGTERM, lambda: _ask_mongodb(url)):
+        yield
 
 
 def _ask_postgresql(admin: URL, statement: str = "select 1") -> str:
@@ -220,6 +285,26 @@ def _ask_mysql(admin: URL, statement: str = "select 1") -> str:
             await connection.ensure_closed()
 
     return asyncio.run(ask())
+
+
+def _mongo_client(url: URL) -> MongoClient[dict[str, Any]]:
+    """Return a client; nothing is connected yet."""
+    return MongoClient(url.render_as_string(hide_password=False), serverSelectionTimeoutMS=2000)
+
+
+def _ask_mongodb(admin: URL) -> str:
+    """Log in, and return the product and its version."""
+    with _mongo_client(admin) as client:
+        built = client.server_info()
+    if "secantusVersion" in built:
+        return f"SecantusDB {built['secantusVersion']}"
+    return f"MongoDB {built['version']}"
+
+
+def drop_mongodb(url: str) -> None:
+    """Drop a database that the suite has made."""
+    with _mongo_client(make_url(url)) as client:
+        client.drop_database(client.get_default_database())
 
 
 def _admin(
@@ -300,7 +385,10 @@ def _running(
             try:
                 ask()
                 break
-            except (OSError, asyncpg.PostgresError, asyncmy.errors.Error, RedisError) as error:
+            except (
+                *(OSError, asyncpg.PostgresError, asyncmy.errors.Error),
+                *(PyMongoError, RedisError),
+            ) as error:
                 if server.poll() is not None or time.monotonic() > deadline:
                     raise failure(f"{serve[0]} does not answer") from error
             time.sleep(0.05)

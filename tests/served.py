@@ -19,22 +19,29 @@ backend: Any = served.backend
 
 def checked_out() -> int:
     """Return how many connections are in use."""
-    if backend.__name__ == "store_redis":
-        return len(backend.make_store().redis.connection_pool._in_use_connections)
+    match backend.__name__:
+        case "store_mongo":
+            servers = backend.get_client()._topology._servers.values()
+            return sum(server.pool.active_sockets for server in servers)
+        case "store_redis":
+            return len(backend.make_store().redis.connection_pool._in_use_connections)
     pools = {engine.pool for engine in get_engines()}
     return sum(pool.checkedout() for pool in pools)  # type: ignore[attr-defined]  # QueuePool
 
 
 async def wipe() -> None:
     """Delete all users; the ids go on."""
-    if backend.__name__ == "store_redis":
-        redis = backend.make_store().redis
-        ids = await redis.zrange(backend.BY_ID, 0, -1)
-        users = [f"{backend.USER}{user_id}" for user_id in ids]
-        await redis.delete(backend.EMAILS, backend.BY_ID, backend.BY_NAME, *users)
-    else:
-        async with open_session() as session:
-            await session.exec(delete(User))
+    match backend.__name__:
+        case "store_mongo":
+            await (await backend.get_store()).users.delete_many({})
+        case "store_redis":
+            redis = backend.make_store().redis
+            ids = await redis.zrange(backend.BY_ID, 0, -1)
+            users = [f"{backend.USER}{user_id}" for user_id in ids]
+            await redis.delete(backend.EMAILS, backend.BY_ID, backend.BY_NAME, *users)
+        case _:
+            async with open_session() as session:
+                await session.exec(delete(User))
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:

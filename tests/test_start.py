@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import ROOT, free_port, serve, wait_until
-from databases import BACKENDS, Database, empty_redis
+from databases import BACKENDS, Database, drop_mongodb, empty_redis
 from sqlalchemy.engine import make_url
 from test_contract import add, read_all
 
@@ -64,6 +64,13 @@ def only_line(printed: str) -> str:
         ("DATABASE_URL", "sqlite://", "SQLite needs a file"),
         ("DATABASE_URL", "sqlite:///:memory:", "SQLite needs a file"),
         ("DATABASE_URL", "sqlite:////no/such/folder/roster.db", "cannot be opened"),
+        ("DATABASE_URL", "mongodb:///x", "not a URL of MongoDB's"),
+        ("DATABASE_URL", "mongodb://a:b@localhost:hunter2/x", "not a URL of MongoDB's"),
+        ("DATABASE_URL", "mongodb://a:b@hunter2@localhost/x", "write an @"),
+        ("DATABASE_URL", "mongodb://a:b@hunter2/x@localhost/y", "write an @"),
+        ("DATABASE_URL", "mongodb://localhost/x?timeoutMS=hunter2", "an option after its ?"),
+        ("DATABASE_URL", "mongodb+srv://a:hunter2@localhost:1/x", "not a URL of MongoDB's"),
+        ("DATABASE_URL", "mongodb+srv://a:hunter2@x.invalid/x", "x.invalid, database x has a name"),
         ("POOL_SIZE", "hunter2", "POOL_SIZE: Input should be a valid integer"),
         ("POOL_SIZE", "0", "POOL_SIZE: Input should be greater than or equal to 1"),
     ],
@@ -141,6 +148,8 @@ on_servers = pytest.mark.parametrize(
 def test_server_that_says_no_is_one_line_without_a_secret(
     database: Database, tmp_path: Path, part: dict[str, Any], words: str
 ) -> None:
+    if "database" in part and database.made_by_use:
+        pytest.skip(f"{database.version} makes a database of any name")
     real = make_url(database.url)
     url = real.set(**part).render_as_string(hide_password=False)
     line = only_line(start_and_fail(tmp_path, {"DATABASE_URL": url}))
@@ -187,8 +196,9 @@ def test_database_that_is_away_at_the_start_is_waited_for(
 def test_option_that_the_driver_does_not_know_is_one_line(
     database: Database, tmp_path: Path
 ) -> None:
-    url = f"{database.url}?hunter2=hunter2"
-    line = only_line(start_and_fail(tmp_path, {"DATABASE_URL": url}))
+    url = make_url(database.url).update_query_dict({"hunter2": "hunter2"})
+    env = {"DATABASE_URL": url.render_as_string(hide_password=False)}
+    line = only_line(start_and_fail(tmp_path, env))
     assert "does not know an option" in line
     assert "hunter2" not in line
 
@@ -255,7 +265,8 @@ def test_connections_that_die_under_load_are_503_and_never_500(
         assert statuses == {200, 503}
         with relay(port, real.port or 0):
             wait_until(lambda: client.get("/readyz").is_success, seconds=2)
-            assert client.get("/-/checked-out").json() == 0
+            # Starting, too, may have taken one at this moment.
+            wait_until(lambda: client.get("/-/checked-out").json() == 0, seconds=5)
         assert "Traceback" not in server.printed()
 
 
@@ -285,6 +296,9 @@ def empty_copy(database: Database, folder: Path) -> Iterator[str]:
     """Yield the URL of an empty database: a new file, or the same one without its tables."""
     if database.url.startswith("sqlite"):
         yield f"sqlite:///{folder}/new.db"
+    elif database.url.startswith("mongodb"):
+        drop_mongodb(database.url)
+        yield database.url
     else:
         (empty_redis if database.url.startswith("redis") else drop_tables)(database.url)
         yield database.url

@@ -1,0 +1,306 @@
+"""MongoDB: PyMongo's own async client, one document to a user.
+
+``users`` holds ``{_id, name, email, name_key, email_key, created_at, updated_at, version}``, and
+``counters`` the last id that was given. The unique index on ``email_key`` and the version in the
+filter of every change are the truth: each verb is one atomic operation on one document, and only a
+list of users takes a transaction, which a standalone server has not.
+"""
+
+import asyncio
+import random
+import sys
+import warnings
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC
+from functools import cache
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+from bson import Int64
+from bson.errors import BSONError
+from pydantic import MISSING
+from pymongo import AsyncMongoClient, ReturnDocument
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import (
+    AutoReconnect,
+    BulkWriteError,
+    DuplicateKeyError,
+    OperationFailure,
+    PyMongoError,
+)
+
+from db import get_settings
+from errors import Fault, classify, logger
+from models import KEY_MAX, UserCreate, UserQuery, UserRead, UserUpdate, fold, index_keys, utc_now
+from store import EmailTaken, NotFound, StaleVersion
+
+Document = dict[str, Any]
+# OverflowError, UnicodeEncodeError: a value that BSON cannot hold.
+DRIVER_ERRORS: tuple[type[Exception], ...] = (
+    *(PyMongoError, BSONError),
+    *(OverflowError, UnicodeEncodeError),
+)
+NO_TRANSACTIONS = 20  # MongoDB's IllegalOperation: what a standalone server answers to one
+# What a client sees, and nothing else, is fetched.
+FIELDS = [field for field in UserRead.model_fields if field != "id"]
+
+
+@cache
+def get_client() -> AsyncMongoClient[Document]:
+    """Return the client of ``DATABASE_URL``, and its pool; leave with one line if it is wrong.
+
+    Nothing is connected yet. A change is answered when most members have it in their journals.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # an option that PyMongo does not know
+            return AsyncMongoClient(
+                get_settings().database_url.get_secret_value(),
+                maxPoolSize=get_settings().pool_size,
+                connectTimeoutMS=3000,
+                # Of an operation as a whole, with the search for a server, which with this heeds
+                # serverSelectionTimeoutMS no more, the wait for a connection, and the retries.
+                timeoutMS=4000,
+                # Else PyMongo, once a server has failed it, can wait 10 seconds for news of it.
+                serverMonitoringMode="poll",
+                w="majority",
+                journal=True,
+                tz_aware=True,
+                tzinfo=UTC,
+            )
+    except UserWarning:
+        sys.exit("DATABASE_URL: PyMongo does not know an option after its ?, or not this value.")
+    except (PyMongoError, ValueError, OSError) as error:
+        sys.exit(
+            f"DATABASE_URL: not a URL of MongoDB's ({type(error).__name__}); write an @ in the user"
+            " name or the password as %40, a / as %2F: mongodb://user:password@host:27017/name"
+        )
+
+
+get_client()  # a wrong DATABASE_URL ends the app here, before it serves
+
+
+class MongoUserStore:
+    """Users in the collection ``users``."""
+
+    def __init__(self, client: AsyncMongoClient[Document]) -> None:
+        self.client = client
+        self.database = client.get_default_database("roster")
+        self.users: AsyncCollection[Document] = self.database["users"]
+        self.counters: AsyncCollection[Document] = self.database["counters"]
+
+    async def add(self, new: UserCreate) -> UserRead:
+        """Insert a document; the unique index says whether the address is free."""
+        document = new_document(await self.take_ids(1), new)
+        try:
+            await self.users.insert_one(document)
+        except DuplicateKeyError:
+            raise EmailTaken([("body", "email")]) from None
+        return to_user(document)
+
+    async def add_many(
+        self, new: Sequence[UserCreate], skip_taken: bool
+    ) -> tuple[list[UserRead], list[str]]:
+        """Insert all documents in a transaction; if one is refused, ask which and start again."""
+        if not await self.has_transactions():
+            raise OperationFailure("a standalone server", NO_TRANSACTIONS)
+        first: dict[str, int] = {}
+        taken = {i for i, user in enumerate(new) if first.setdefault(fold(user.email), i) != i}
+        first_id = await self.take_ids(len(new))
+        while True:
+            if taken and not skip_taken:
+                taken |= await self.find_taken(first)
+                raise EmailTaken([("body", i, "email") for i in sorted(taken)])
+            documents = [
+                new_document(first_id + i, user) for i, user in enumerate(new) if i not in taken
+            ]
+            try:
+                await self.insert_together(documents)
+            except BulkWriteError as error:
+                if classify(error) is not Fault.CONFLICT:
+                    raise
+                taken |= await self.find_taken(first)
+            else:
+                return [to_user(document) for document in documents], [
+                    new[i].email for i in sorted(taken)
+                ]
+
+    async def insert_together(self, documents: list[Document]) -> None:
+        """Insert all documents or none, in three tries if others' changes are in the way.
+
+        A try that MongoDB calls transient has stored nothing. A commit whose outcome is unknown is
+        none of these: PyMongo asks for the same commit once more, and then it is an error.
+        """
+        for more_tries in reversed(range(3 if documents else 0)):
+            try:
+                async with (
+                    self.client.start_session() as session,
+                    await session.start_transaction(),
+                ):
+                    await self.users.insert_many(documents, session=session)
+                return
+            except PyMongoError as error:
+                if not more_tries or not error.has_error_label("TransientTransactionError"):
+                    raise
+            # Rivals that wait equally long meet again.
+            await asyncio.sleep(random.uniform(0, 0.1))  # noqa: S311 (no secret)
+
+    async def find_taken(self, places: dict[str, int]) -> set[int]:
+        """Return the places of those keys that documents in the collection have."""
+        found = self.users.find({"email_key": {"$in": [*places]}}, {"email_key": 1, "_id": 0})
+        return {places[document["email_key"]] async for document in found}
+
+    async def get(self, user_id: int) -> UserRead:
+        """Find a document by its primary key."""
+        document = await self.users.find_one({"_id": user_id}, FIELDS)
+        if document is None:
+            raise NotFound
+        return to_user(document)
+
+    async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
+        """Find by position, not by skip: the index leads to the first document of any page."""
+        conditions = [fits(query)]
+        turned, by_name = query.sort.startswith("-"), query.sort.endswith("name")
+        past, at_or_past = ("$lt", "$lte") if turned else ("$gt", "$gte")
+        if after := query.after:
+            position: Document = {"_id": {past: after.id}}
+            if by_name:
+                key = fold(after.name)
+                position = {
+                    # The range that the index can follow; of those at its edge, some are past.
+                    "name_key": {at_or_past: key},
+                    "$or": [{"name_key": {past: key}}, position],
+                }
+            conditions.append(position)
+        order = ["name_key", "_id"] if by_name else ["_id"]
+        found = self.users.find({"$and": conditions}, FIELDS)
+        found = found.sort([(field, -1 if turned else 1) for field in order]).limit(limit)
+        # If the client of an export leaves, this is cancelled: PyMongo would lose an open socket.
+        return [to_user(document) for document in await asyncio.shield(found.to_list())]
+
+    async def count(self, query: UserQuery) -> int:
+        """Count documents; the more fit, the longer it takes."""
+        return await self.users.count_documents(fits(query))
+
+    async def change(
+        self, user_id: int, update: UserUpdate, if_match: Collection[int] | None
+    ) -> UserRead:
+        """Compare the version and set the fields, as one operation on the document."""
+        if fields := update.model_dump():
+            fields |= {**index_keys(update), "updated_at": utc_now()}
+            try:
+                document = await self.users.find_one_and_update(
+                    with_version(user_id, if_match),
+                    {"$set": fields, "$inc": {"version": 1}},
+                    FIELDS,
+                    return_document=ReturnDocument.AFTER,
+                )
+            except DuplicateKeyError:
+                raise EmailTaken([("body", "email")]) from None
+        else:
+            document = await self.users.find_one(with_version(user_id, if_match), FIELDS)
+        if document is None:
+            await self.say_why(user_id)
+        return to_user(document)
+
+    async def remove(self, user_id: int, if_match: Collection[int] | None) -> None:
+        """Compare the version and delete, as one operation on the document."""
+        result = await self.users.delete_one(with_version(user_id, if_match))
+        if not result.deleted_count:
+            await self.say_why(user_id)
+
+    async def ping(self) -> None:
+        """Find a document, with all fields, and the counter, which ``start`` makes last."""
+        await self.users.find_one({})
+        if await self.counters.find_one({"_id": "users"}) is None:
+            raise AutoReconnect("not set up yet")  # it was away when the app started
+
+    async def take_ids(self, count: int) -> int:
+        """Take ids off the counter, for good, and return the first of them."""
+        counter = await self.counters.find_one_and_update(
+            {"_id": "users"}, {"$inc": {"last": count}}, return_document=ReturnDocument.AFTER
+        )
+        if counter is None:
+            raise AutoReconnect("not set up yet")
+        return int(counter["last"]) - count + 1
+
+    async def has_transactions(self) -> bool:
+        """Ask the server whether it is a replica set's or a mongos."""
+        hello = await self.client.admin.command("hello")
+        return "setName" in hello or hello.get("msg") == "isdbgrid"
+
+    async def say_why(self, user_id: int) -> NoReturn:
+        """Raise what kept a change from finding its document."""
+        await self.get(user_id)
+        raise StaleVersion
+
+
+def new_document(user_id: int, new: UserCreate) -> Document:
+    """Return the document of a new user."""
+    now = utc_now()
+    times = {"created_at": now, "updated_at": now}
+    return {"_id": Int64(user_id), **new.model_dump(), **times, "version": 1, **index_keys(new)}
+
+
+def to_user(document: Document) -> UserRead:
+    """Return a document as a client sees it."""
+    return UserRead(id=document["_id"], **{field: document[field] for field in FIELDS})
+
+
+def with_version(user_id: int, if_match: Collection[int] | None) -> Document:
+    """Return the filter that finds a user if it has one of the versions."""
+    return {"_id": user_id} | ({} if if_match is None else {"version": {"$in": [*if_match]}})
+
+
+def fits(query: UserQuery) -> Document:
+    """Return the filter of a query, its cursor apart. Texts compare by their bytes."""
+    conditions: Document = {}
+    if query.name:
+        prefix = fold(query.name)
+        # Every key that begins with the prefix is in this range, and no other.
+        conditions["name_key"] = {"$gte": prefix, "$lte": prefix.ljust(KEY_MAX, "\U0010ffff")}
+    if query.email is not MISSING:
+        conditions["email_key"] = fold(query.email)
+    return conditions
+
+
+async def get_store() -> MongoUserStore:
+    """Return the store of a request. The client has a pool: each operation takes a connection."""
+    return MongoUserStore(get_client())
+
+
+@asynccontextmanager
+async def open_store() -> AsyncIterator[MongoUserStore]:
+    """Yield a store for reading outside a request."""
+    yield MongoUserStore(get_client())
+
+
+def place() -> str:
+    """Return the kind of the database and where it is."""
+    url = urlsplit(get_settings().database_url.get_secret_value())
+    hosts = url.netloc.rpartition("@")[2]
+    return f"MongoDB at {hosts}, database {MongoUserStore(get_client()).database.name}"
+
+
+async def start() -> None:
+    """Make the indexes and the counter that are not there, and read a user.
+
+    The counter comes last: without it nobody is added, so nobody before the unique index is there.
+    """
+    store = MongoUserStore(get_client())
+    await store.users.create_index("email_key", unique=True)
+    await store.users.create_index([("name_key", 1), ("_id", 1)])
+    newest = await store.users.find_one({}, sort=[("_id", -1)])
+    # Users may have been restored without their counter.
+    last = {"last": Int64(newest["_id"] if newest else 0)}
+    with suppress(DuplicateKeyError):  # somebody else who started at the same moment was faster
+        await store.counters.update_one({"_id": "users"}, {"$max": last}, upsert=True)
+    await store.ping()
+    if not await store.has_transactions():
+        logger.warning("%s is a standalone server: POST /users/bulk will answer 503.", place())
+
+
+async def stop() -> None:
+    """Close the pool."""
+    await get_client().close()

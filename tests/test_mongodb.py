@@ -1,0 +1,66 @@
+"""What is MongoDB's alone: a standalone server, and PyMongo's errors."""
+
+from pathlib import Path
+
+import bson.errors
+import httpx
+import pytest
+from conftest import serve
+from databases import standalone_mongodb
+from pymongo import errors as pymongo
+from test_contract import add, read_all
+
+from errors import Fault, classify
+
+
+def test_standalone_server_is_told_at_the_start_and_stores_no_list(tmp_path: Path) -> None:
+    with (
+        standalone_mongodb() as database,
+        serve(database.url, tmp_path) as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        assert server.printed().count("is a standalone server") == 1
+        user = add(client)
+        new = [{"name": "Eve", "email": "eve@example.com"}]
+        for query in ("", "?on_conflict=skip"):
+            response = client.post(f"/users/bulk{query}", json=new)
+            assert response.status_code == 503
+            assert "standalone server without transactions" in response.json()["detail"]
+        assert read_all(client) == [user]
+        assert "Traceback" not in server.printed()
+
+
+def refused_insert(code: int) -> pymongo.BulkWriteError:
+    """Return what PyMongo raises if the server refuses one of many documents."""
+    return pymongo.BulkWriteError({"writeErrors": [{"index": 0, "code": code}]})
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (pymongo.DuplicateKeyError("", 11000), Fault.CONFLICT),
+        (refused_insert(11000), Fault.CONFLICT),
+        (refused_insert(14031), Fault.FULL),
+        (pymongo.OperationFailure("", 14031), Fault.FULL),
+        (pymongo.OperationFailure("", 112), Fault.BUSY),
+        (pymongo.ServerSelectionTimeoutError(), Fault.AWAY),
+        (pymongo.AutoReconnect(), Fault.AWAY),
+        (pymongo.WaitQueueTimeoutError(), Fault.AWAY),
+        (pymongo.NetworkTimeout(), Fault.TOO_SLOW),
+        (pymongo.ExecutionTimeout("", 50), Fault.TOO_SLOW),
+        (pymongo.WTimeoutError("", 64), Fault.TOO_SLOW),
+        (pymongo.NotPrimaryError("", {"code": 10107}), Fault.READ_ONLY),
+        (pymongo.NotPrimaryError(""), Fault.READ_ONLY),
+        (pymongo.OperationFailure("", 18), Fault.REFUSED),
+        (pymongo.OperationFailure("", 13), Fault.REFUSED),
+        (pymongo.OperationFailure("", 20), Fault.NO_TRANSACTIONS),
+        (bson.errors.InvalidStringData(), Fault.BAD_VALUE),
+        (OverflowError(), Fault.BAD_VALUE),
+        # MySQL's numbers are not MongoDB's.
+        (pymongo.OperationFailure("", 1062), Fault.BUG),
+        (pymongo.InvalidOperation(), Fault.BUG),
+    ],
+    ids=repr,
+)
+def test_errors_of_pymongo_have_their_answer(error: Exception, fault: Fault) -> None:
+    assert classify(error) is fault

@@ -59,9 +59,10 @@ def get_client() -> AsyncMongoClient[Document]:
                 get_settings().database_url.get_secret_value(),
                 maxPoolSize=get_settings().pool_size,
                 connectTimeoutMS=3000,
-                # Of an operation as a whole, with the search for a server, which with this heeds
-                # serverSelectionTimeoutMS no more, the wait for a connection, and the retries.
+                # Of an operation as a whole: the search for a server, the wait for a connection, and
+                # the retries. The search alone has its own limit when the client is closed only.
                 timeoutMS=4000,
+                serverSelectionTimeoutMS=3000,
                 # Else PyMongo, once a server has failed it, can wait 10 seconds for news of it.
                 serverMonitoringMode="poll",
                 w="majority",

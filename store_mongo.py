@@ -59,8 +59,8 @@ def get_client() -> AsyncMongoClient[Document]:
                 get_settings().database_url.get_secret_value(),
                 maxPoolSize=get_settings().pool_size,
                 connectTimeoutMS=3000,
-                # Of an operation as a whole: the search for a server, the wait for a connection, and
-                # the retries. The search alone has its own limit when the client is closed only.
+                # Of an operation as a whole: the search for a server, the wait for a connection,
+                # the retries. The search has a limit of its own only while the client is closed.
                 timeoutMS=4000,
                 serverSelectionTimeoutMS=3000,
                 # Else PyMongo, once a server has failed it, can wait 10 seconds for news of it.

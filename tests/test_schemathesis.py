@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conftest import ROOT, Server
 
-EXAMPLES = 15
+EXAMPLES = 10
 
 
 def test_schemathesis_finds_nothing(server: Server, tmp_path: Path) -> None:

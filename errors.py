@@ -43,7 +43,7 @@ class Fault(Enum):
     READ_ONLY = 503, "The database takes no changes now. Try again."
     NO_TRANSACTIONS = (
         503,
-        ("This MongoDB is a standalone server without transactions: no lists, only single users."),
+        "This MongoDB is a standalone server without transactions: no lists, only single users.",
     )
     REFUSED = 503, "The database does not let Roster in. Its operator has to look."
     FULL = 507, "The database is full."
@@ -52,7 +52,9 @@ class Fault(Enum):
 
 # What Redis says of a database number, for which it has no word of its own.
 NO_SUCH_NUMBER = (
-    *("DB index is out of range", "invalid DB index", "value is not an integer or out of range"),
+    "DB index is out of range",
+    "invalid DB index",
+    "value is not an integer or out of range",
 )
 
 # Each driver's own code for it: PostgreSQL's SQLSTATE or its class (the first two characters),

@@ -43,7 +43,7 @@ app = FastAPI(
     lifespan=lifespan,
 )
 app.router.route_class = StrictRoute
-errors.install(app, backend.DRIVER_ERRORS)
+errors.install(app, backend)
 
 IdPath = Annotated[UserId, Path(alias="id")]
 IfMatch = Annotated[str | None, Header(description='An ETag, like `"3"`: only if it still fits.')]

@@ -47,17 +47,8 @@ def database_url() -> URL:
         url = make_url(get_settings().database_url.get_secret_value())
     except (ArgumentError, ValueError):
         sys.exit("DATABASE_URL: not a URL; an example: postgresql://user:password@host:5432/name")
-    if url.get_backend_name() == "sqlite":
-        memory = url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
-        if url.host or memory:
-            sys.exit("DATABASE_URL: SQLite needs a file, for example sqlite:///roster.db")
-    elif "@" in f"{url.host}{url.database}":
+    if url.host and "@" in f"{url.host}{url.database}":
         sys.exit("DATABASE_URL: write an @ in the user name or the password as %40, a / as %2F.")
-    elif url.get_backend_name() in ("redis", "rediss"):  # their database is a number, or 0
-        if not url.host:
-            sys.exit("DATABASE_URL: it must name a host: redis://user:password@host:6379/0")
-    elif not url.database:
-        sys.exit("DATABASE_URL: it must name a database, as in postgresql://host:5432/name")
     return url
 
 
@@ -71,8 +62,15 @@ class Engines(NamedTuple):
 @cache
 def get_engines() -> Engines:
     """Return the engines of ``DATABASE_URL``; leave with one line if it is wrong."""
+    url = database_url()
+    if url.get_backend_name() == "sqlite":
+        memory = url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
+        if url.host or memory:
+            sys.exit("DATABASE_URL: SQLite needs a file, for example sqlite:///roster.db")
+    elif not url.database:
+        sys.exit("DATABASE_URL: it must name a database, as in postgresql://host:5432/name")
     try:
-        return make_engines(database_url(), get_settings().pool_size)
+        return make_engines(url, get_settings().pool_size)
     except (ArgumentError, TypeError, ValueError) as error:
         sys.exit(f"DATABASE_URL: an option after its ? is wrong ({type(error).__name__}).")
 

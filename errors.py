@@ -6,24 +6,19 @@ the client sent.
 """
 
 import logging
-from collections.abc import Collection
 from enum import Enum
 from typing import Any
 
-from asyncpg import InterfaceError
 from fastapi import FastAPI, Request, Response, status
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from sqlalchemy.exc import DBAPIError, StatementError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from models import BULK_MAX
-from store import EmailTaken, NotFound, StaleVersion
+from store import Backend, Code, EmailTaken, NotFound, StaleVersion
 
 logger = logging.getLogger("uvicorn.error")  # uvicorn prints what is logged here
 
@@ -50,17 +45,10 @@ class Fault(Enum):
     BUG = 500, "Internal Server Error"
 
 
-# What Redis says of a database number, for which it has no word of its own.
-NO_SUCH_NUMBER = (
-    "DB index is out of range",
-    "invalid DB index",
-    "value is not an integer or out of range",
-)
-
 # Each driver's own code for it: PostgreSQL's SQLSTATE or its class (the first two characters),
-# MySQL's and MariaDB's number, SQLite's name or the beginning of it; "MongoDB" and its number, the
-# word that Redis begins an error with, or else the class of PyMongo's or redis-py's exception.
-CODES: dict[Fault, tuple[str | int, ...]] = {
+# MySQL's and MariaDB's number, SQLite's name or the beginning of it, "MongoDB" and its number, the
+# word that Redis begins an error with; or else a class of exceptions.
+CODES: dict[Fault, tuple[Code, ...]] = {
     Fault.CONFLICT: (
         *("23505", "23503", 1062, 1451, 1452, "MongoDB 11000"),
         *("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"),
@@ -68,19 +56,19 @@ CODES: dict[Fault, tuple[str | int, ...]] = {
     ),
     Fault.BAD_VALUE: (
         *("22", "23502", "23514", 1048, 1264, 1366, 1406, "SQLITE_CONSTRAINT"),
-        *("MongoDB 121", "InvalidDocument", "InvalidStringData"),
+        *("MongoDB 121", "BSONError", "OverflowError", "UnicodeEncodeError"),
     ),
     Fault.BUSY: (
         *("40001", "40P01", "55P03", 1020, 1205, 1213, "SQLITE_BUSY", "SQLITE_LOCKED"),
-        *("MongoDB 24", "MongoDB 112", "MongoDB 246", "MongoDB 251", "BUSY"),
+        *("MongoDB 24", "MongoDB 112", "MongoDB 246", "MongoDB 251", "BUSY", "StaleDataError"),
     ),
     # 42P01 and 1146: no table yet, in a database that was away when the app started.
     Fault.AWAY: (
         *("08", "57P01", "57P02", "57P03", "53300", "55000", "42P01"),
         *(1040, 1047, 1053, 1146, 1927, *range(2002, 2014), 2055),
         *("MongoDB 6", "MongoDB 7", "MongoDB 91", "MongoDB 189", "MongoDB 9001", "MongoDB 11600"),
-        *("MongoDB 11602", "ConnectionFailure"),
-        *("ConnectionError", "TimeoutError", "LOADING", "MASTERDOWN"),
+        *("MongoDB 11602", "ConnectionFailure", "LOADING", "MASTERDOWN"),
+        *("ConnectionError", "TimeoutError", "OSError"),
     ),
     Fault.TOO_SLOW: (
         *("57014", 1969, 3024, "SQLITE_INTERRUPT"),
@@ -96,75 +84,22 @@ CODES: dict[Fault, tuple[str | int, ...]] = {
     Fault.REFUSED: (
         *("28", "3D000", "42501", 1044, 1045, 1049, 1142, "SQLITE_CANTOPEN"),
         *("MongoDB 13", "MongoDB 18", "MongoDB 8000", "ConfigurationError"),
-        *("AuthenticationError", "NOAUTH", "WRONGPASS", "NOPERM", *NO_SUCH_NUMBER),
+        *("AuthenticationError", "NOAUTH", "WRONGPASS", "NOPERM", "NOSUCHDB"),
+        "SSLCertVerificationError",
     ),
     Fault.FULL: ("53100", 1021, 1114, "SQLITE_FULL", "MongoDB 14031", "OOM"),
 }
 BY_CODE = {code: fault for fault, codes in CODES.items() for code in codes}
 
 
-def driver_code(error: BaseException) -> str | int | None:
-    """Return the code that the driver gives for an error, or None if it has none."""
-    cause: Any = error.orig if isinstance(error, StatementError) else error
-    if name := getattr(cause, "sqlite_errorname", None):
-        return str(name)
-    if type(cause).__module__ in ("pymongo.errors", "bson.errors"):
-        return mongodb_code(cause)
-    # MySQL's number says more than its SQLSTATE, which asyncmy has too.
-    if not isinstance(cause, OSError) and cause.args and isinstance(cause.args[0], int):
-        return cause.args[0]
-    if type(cause).__module__ == "redis.exceptions":  # not imported: it may not be the database
-        return redis_code(cause)
-    state = getattr(cause, "sqlstate", None)
-    return str(state) if state else None
-
-
-def redis_code(error: Any) -> str:
-    """Return the word that Redis begins an error with, or else redis-py's class."""
-    name = type(error).__name__
-    if (text := str(error)) in NO_SUCH_NUMBER:
-        return text
-    word = error.status_code or (text.partition(" ")[0] if name == "ResponseError" else None)
-    return word if word and word.isupper() and word != "ERR" else name
-
-
-def mongodb_code(error: Any) -> str:
-    """Return MongoDB's number for an error with its name, which tells it from MySQL's numbers.
-
-    What PyMongo itself found has none; then it is the name of the exception, or of the kind of
-    exceptions it belongs to, if the table has that.
-    """
-    said = getattr(error, "details", None)
-    if isinstance(said, dict):
-        # Of several inserts, the first that was refused says why.
-        first = [*said.get("writeErrors", []), *said.get("writeConcernErrors", []), said][0]
-        if "code" in first:
-            return f"MongoDB {first['code']}"
-    if number := getattr(error, "code", None):
-        return f"MongoDB {number}"
-    names = [kind.__name__ for kind in type(error).__mro__]
-    return next((name for name in names if name in BY_CODE), names[0])
-
-
-def classify(error: BaseException) -> Fault:
-    """Return what kind of failure a driver's or SQLAlchemy's exception is."""
-    code = driver_code(error)
-    if code in BY_CODE:
-        return BY_CODE[code]
+def classify(error: BaseException, code: Code | None) -> Fault:
+    """Return what kind of failure an exception is, by its driver's code for it or by its class."""
+    general = None
     if isinstance(code, str):
         # SQLITE_BUSY_SNAPSHOT is a SQLITE_BUSY, 22021 is of class 22.
         general = "_".join(code.split("_")[:2]) if code.startswith("SQLITE_") else code[:2]
-        return BY_CODE.get(general, Fault.BUG)
-    if isinstance(error, (OverflowError, UnicodeEncodeError)):
-        return Fault.BAD_VALUE
-    if isinstance(error, StaleDataError):
-        return Fault.BUSY
-    if isinstance(error, (OSError, PoolTimeout, InterfaceError)):
-        return Fault.AWAY
-    # SQLAlchemy has seen that the connection is gone, whatever the driver calls it.
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return Fault.AWAY
-    return Fault.BUG
+    keys = [code, general, *(kind.__name__ for kind in type(error).__mro__)]
+    return next((BY_CODE[key] for key in keys if key in BY_CODE), Fault.BUG)
 
 
 class Problem(BaseModel):
@@ -244,18 +179,6 @@ async def on_stale_version(_: Request, __: StaleVersion) -> Response:
     return answer(412, "The user has been changed since: get it again, then decide.")
 
 
-async def on_database_error(request: Request, error: Exception) -> Response:
-    """Answer what the table says; what it does not know is a bug, and its traceback is logged."""
-    fault = classify(error)
-    if fault is Fault.BUG:
-        raise error
-    code = driver_code(error) or type(error).__name__
-    logger.warning("%s %s: %s (%s)", request.method, request.url.path, fault.name, code)
-    if fault.status in (409, 422):
-        return answer(fault.status, [FieldProblem(type="database", loc=["body"], msg=fault.detail)])
-    return answer(fault.status, fault.detail)
-
-
 async def on_bug(_: Request, __: Exception) -> Response:
     """Answer 500; Starlette raises the exception again after this, and uvicorn logs it."""
     return answer(Fault.BUG.status, Fault.BUG.detail)
@@ -290,15 +213,29 @@ STALE = describe(412)
 AWAY = describe(503)
 
 
-def install(app: FastAPI, driver_errors: Collection[type[Exception]]) -> None:
-    """Make an app give the answers of this module."""
+def install(app: FastAPI, backend: Backend) -> None:
+    """Make an app that uses this backend give the answers of this module."""
+
+    async def on_database_error(request: Request, error: Exception) -> Response:
+        """Answer what the table says; what it does not know is a bug: its traceback is logged."""
+        code = backend.driver_code(error)
+        fault = classify(error, code)
+        if fault is Fault.BUG:
+            raise error
+        reason = code or type(error).__name__
+        logger.warning("%s %s: %s (%s)", request.method, request.url.path, fault.name, reason)
+        if fault.status in (409, 422):
+            problem = FieldProblem(type="database", loc=["body"], msg=fault.detail)
+            return answer(fault.status, [problem])
+        return answer(fault.status, fault.detail)
+
     handlers: dict[type[Exception], Any] = {
         HTTPException: on_http_exception,
         RequestValidationError: on_invalid_request,
         EmailTaken: on_email_taken,
         NotFound: on_not_found,
         StaleVersion: on_stale_version,
-        **dict.fromkeys((OSError, *driver_errors), on_database_error),
+        **dict.fromkeys((OSError, *backend.DRIVER_ERRORS), on_database_error),
         Exception: on_bug,
     }
     for error, handler in handlers.items():

@@ -8,21 +8,22 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from errors import NO_SUCH_NUMBER, Fault, classify, driver_code, logger
-from store import Backend
+from errors import Fault, classify, logger
+from store import Backend, Code
 
 # What is wrong with DATABASE_URL, in words, by the driver's code.
-WRONG_PART: dict[str | int, str] = {
+WRONG_PART: dict[Code, str] = {
     **dict.fromkeys(
         ("28P01", "28000", 1045, "MongoDB 18", "WRONGPASS", "NOAUTH", "AuthenticationError"),
         "does not know this user name with this password",
     ),
-    **dict.fromkeys(("3D000", 1049, *NO_SUCH_NUMBER), "has no database of this name"),
+    **dict.fromkeys(("3D000", 1049, "NOSUCHDB"), "has no database of this name"),
     **dict.fromkeys(
         ("42501", 1044, 1142, "MongoDB 13", "MongoDB 8000", "NOPERM"),
         "does not let this user into the database",
     ),
     "ConfigurationError": "has a name that is not known, or is older than PyMongo takes",
+    "SSLCertVerificationError": "has a TLS certificate that nobody known vouches for",
     "SQLITE_CANTOPEN": "cannot be opened: the folder is not there, or you may not write in it",
     "SQLITE_NOTADB": "is not a SQLite database",
     "SQLITE_READONLY": "cannot be written to",
@@ -38,10 +39,11 @@ class CannotStart(Exception):
     """
 
     def __init__(self, backend: Backend, error: Exception) -> None:
-        code = driver_code(error) or type(error).__name__
-        self.wait = classify(error) in WAITED_FOR
-        said = "does not answer yet" if self.wait else WRONG_PART.get(code, "cannot be used")
-        super().__init__(f"DATABASE_URL: {backend.place()} {said} ({code}).")
+        code = backend.driver_code(error)
+        self.wait = classify(error, code) in WAITED_FOR
+        reason = code or type(error).__name__
+        said = "does not answer yet" if self.wait else WRONG_PART.get(reason, "cannot be used")
+        super().__init__(f"DATABASE_URL: {backend.place()} {said} ({reason}).")
 
 
 async def start(backend: Backend) -> None:

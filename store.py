@@ -11,6 +11,9 @@ from typing import Any, Protocol
 
 from models import Cursor, UserCreate, UserPage, UserQuery, UserRead, UserUpdate
 
+# What a database calls an error: PostgreSQL's SQLSTATE, MySQL's number, a word of Redis's ...
+Code = str | int
+
 
 class NotFound(Exception):
     """No user has this id."""
@@ -82,8 +85,12 @@ class UserStore(Protocol):
 class Backend(Protocol):
     """A module that keeps users in one kind of database."""
 
-    # What its driver raises, OSError apart: ``errors.classify`` knows it.
+    # What its driver raises, OSError apart.
     DRIVER_ERRORS: tuple[type[Exception], ...]
+
+    def driver_code(self, error: BaseException) -> Code | None:
+        """Return the database's own code for an error, as in ``errors.CODES``; None if none."""
+        ...
 
     def get_store(self, *args: Any, **kwargs: Any) -> Any:
         """Return the store of a request: a dependency of FastAPI's."""

@@ -7,20 +7,21 @@ list of users takes a transaction, which a standalone server has not.
 """
 
 import asyncio
-import random
 import sys
 import warnings
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC
-from functools import cache
+from functools import cache, partial
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+import pymongo
 from bson import Int64
 from bson.errors import BSONError
 from pydantic import MISSING
 from pymongo import AsyncMongoClient, ReturnDocument
+from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import (
     AutoReconnect,
@@ -33,13 +34,12 @@ from pymongo.errors import (
 from db import get_settings
 from errors import Fault, classify, logger
 from models import KEY_MAX, UserCreate, UserQuery, UserRead, UserUpdate, fold, index_keys, utc_now
-from store import EmailTaken, NotFound, StaleVersion
+from store import Code, EmailTaken, NotFound, StaleVersion
 
 Document = dict[str, Any]
 # OverflowError, UnicodeEncodeError: a value that BSON cannot hold.
 DRIVER_ERRORS: tuple[type[Exception], ...] = (
-    *(PyMongoError, BSONError),
-    *(OverflowError, UnicodeEncodeError),
+    *(PyMongoError, BSONError, OverflowError, UnicodeEncodeError),
 )
 NO_TRANSACTIONS = 20  # MongoDB's IllegalOperation: what a standalone server answers to one
 # What a client sees, and nothing else, is fetched.
@@ -117,9 +117,11 @@ class MongoUserStore:
                 new_document(first_id + i, user) for i, user in enumerate(new) if i not in taken
             ]
             try:
-                await self.insert_together(documents)
+                with pymongo.timeout(4):  # else it goes on trying for two minutes
+                    async with self.client.start_session() as session:
+                        await session.with_transaction(partial(self.insert, documents))
             except BulkWriteError as error:
-                if classify(error) is not Fault.CONFLICT:
+                if classify(error, driver_code(error)) is not Fault.CONFLICT:
                     raise
                 taken |= await self.find_taken(first)
             else:
@@ -127,25 +129,10 @@ class MongoUserStore:
                     new[i].email for i in sorted(taken)
                 ]
 
-    async def insert_together(self, documents: list[Document]) -> None:
-        """Insert all documents or none, in three tries if others' changes are in the way.
-
-        A try that MongoDB calls transient has stored nothing. A commit whose outcome is unknown is
-        none of these: PyMongo asks for the same commit once more, and then it is an error.
-        """
-        for more_tries in reversed(range(3 if documents else 0)):
-            try:
-                async with (
-                    self.client.start_session() as session,
-                    await session.start_transaction(),
-                ):
-                    await self.users.insert_many(documents, session=session)
-                return
-            except PyMongoError as error:
-                if not more_tries or not error.has_error_label("TransientTransactionError"):
-                    raise
-            # Rivals that wait equally long meet again.
-            await asyncio.sleep(random.uniform(0, 0.1))  # noqa: S311 (no secret)
+    async def insert(self, documents: list[Document], session: AsyncClientSession) -> None:
+        """Insert documents in the session's transaction."""
+        if documents:
+            await self.users.insert_many(documents, session=session)
 
     async def find_taken(self, places: dict[str, int]) -> set[int]:
         """Return the places of those keys that documents in the collection have."""
@@ -235,6 +222,15 @@ class MongoUserStore:
         """Raise what kept a change from finding its document."""
         await self.get(user_id)
         raise StaleVersion
+
+
+def driver_code(error: Any) -> Code | None:
+    """Return MongoDB's number for an error, with its name: MySQL has the same numbers."""
+    said = getattr(error, "details", None) or {}
+    # Of several inserts, the first that was refused says why.
+    first = [*said.get("writeErrors", []), *said.get("writeConcernErrors", []), said][0]
+    number = first.get("code") or getattr(error, "code", None)
+    return f"MongoDB {number}" if number else None
 
 
 def new_document(user_id: int, new: UserCreate) -> Document:

@@ -25,6 +25,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from contextlib import asynccontextmanager
 from functools import cache
 from operator import gt, lt
+from ssl import SSLCertVerificationError
 from typing import Any
 
 from pydantic import MISSING
@@ -37,7 +38,7 @@ from redis.exceptions import RedisError, ResponseError
 from db import database_url, get_settings
 from errors import logger
 from models import Cursor, UserCreate, UserQuery, UserRead, UserUpdate, fold, index_keys, utc_now
-from store import EmailTaken, NotFound, StaleVersion
+from store import Code, EmailTaken, NotFound, StaleVersion
 
 DRIVER_ERRORS: tuple[type[Exception], ...] = (RedisError,)
 FIELDS = tuple(UserRead.model_fields)
@@ -89,26 +90,17 @@ for i, member in ipairs(redis.call('ZRANGE', unpack(ARGV))) do
 end
 return rows
 """
-# ARGV: a range of names, a range of ids, "-" for the highest id first, how many.
+# ARGV: a range of names, a range of ids, "-" for the highest id first, how many. The matches stand
+# in the order of their names and must be sorted anew: the more there are, the longer it takes.
 MATCHES_BY_ID = f"""{SHARED}
 local low, high, above, below, sign, limit = unpack(ARGV)
-local ids, rows, limit, turned = {{}}, {{}}, tonumber(limit), sign == '-'
-local function keep_first()
-  table.sort(ids, turned and function (a, b) return a > b end or nil)
-  for i = #ids, limit + 1, -1 do ids[i] = nil end
-end
+local ids, rows = {{}}, {{}}
 for _, member in ipairs(redis.call('ZRANGE', by_name, low, high, 'BYLEX')) do
   local id = string.sub(member, -19)
-  if id > above and id < below then
-    ids[#ids + 1] = id
-    if #ids == 2 * limit then
-      keep_first()
-      if turned then above = ids[limit] else below = ids[limit] end
-    end
-  end
+  if id > above and id < below then ids[#ids + 1] = id end
 end
-keep_first()
-for i, id in ipairs(ids) do rows[i] = read(id) end
+table.sort(ids, sign == '-' and function (a, b) return a > b end or nil)
+for i = 1, math.min(#ids, limit) do rows[i] = read(ids[i]) end
 return rows
 """
 # ARGV: an email_key.
@@ -207,31 +199,23 @@ class RedisUserStore:
         """
         if query.email is not MISSING:
             return [user for user in await self.holder(query) if is_past(query, user)]
-        turned, by_name, after = (
-            query.sort.startswith("-"),
-            query.sort.endswith("name"),
-            query.after,
-        )
+        turned, by_name = query.sort.startswith("-"), query.sort.endswith("name")
         low, high = name_range(query)
+        after = f"{query.after.id:019}" if query.after else None
+        args: tuple[Any, ...]
         if query.name and not by_name:
-            # The matches stand in the order of their names and must be sorted anew: the more
-            # there are, the longer it takes.
-            above = f"{after.id:019}" if after and not turned else "0" * 19
-            below = f"{after.id:019}" if after and turned else "9" * 19
-            args = [low, high, above, below, "-" if turned else "+", limit]
-            rows = await reading(lambda: self.run(MATCHES_BY_ID, *args))
-            return [to_user(row) for row in rows]
-        if after:
-            position = f"{fold(after.name)}\0{after.id:019}" if by_name else f"{after.id:019}"
-            bound = b"(" + position.encode()
-            if turned:
-                high = min(high, bound, key=lambda bound: bound[1:])
-            else:
-                low = max(low, bound, key=lambda bound: bound[1:])
-        between = [high, low, "BYLEX", "REV"] if turned else [low, high, "BYLEX"]
-        args = [BY_NAME if by_name else BY_ID, *between, "LIMIT", 0, limit]
-        rows = await reading(lambda: self.run(PAGE, *args))
-        return [to_user(row) for row in rows]
+            ids = ("0" * 19, after or "9" * 19) if turned else (after or "0" * 19, "9" * 19)
+            script, args = MATCHES_BY_ID, (low, high, *ids, "-" if turned else "+", limit)
+        else:
+            if query.after and by_name:
+                after = f"{fold(query.after.name)}\0{after}"
+            if after and turned:
+                high = min(high, b"(" + after.encode(), key=lambda bound: bound[1:])
+            elif after:
+                low = max(low, b"(" + after.encode(), key=lambda bound: bound[1:])
+            between = [high, low, "BYLEX", "REV"] if turned else [low, high, "BYLEX"]
+            script, args = PAGE, (BY_NAME if by_name else BY_ID, *between, "LIMIT", 0, limit)
+        return [to_user(row) for row in await reading(lambda: self.run(script, *args))]
 
     async def holder(self, query: UserQuery) -> list[UserRead]:
         """Return the user who has the query's address, if the name fits too."""
@@ -285,6 +269,22 @@ class RedisUserStore:
                 return row
 
 
+# What Redis says of a database number, for which it has no word of its own.
+NO_SUCH_NUMBER = "DB index is out of range", "invalid DB index", "value is not an integer"
+
+
+def driver_code(error: BaseException) -> Code | None:
+    """Return the word that Redis begins an error with, if it says more than ERR."""
+    if str(error).startswith(NO_SUCH_NUMBER):
+        return "NOSUCHDB"
+    if isinstance(error.__context__, SSLCertVerificationError):
+        return "SSLCertVerificationError"
+    word = getattr(error, "status_code", None)
+    if word is None and isinstance(error, ResponseError):
+        word = str(error).partition(" ")[0]
+    return word if word and word.isupper() and word != "ERR" else None
+
+
 async def reading(ask: Callable[[], Awaitable[Any]]) -> Any:
     """Ask, and once more if the connection breaks: what only reads may be done twice.
 
@@ -296,7 +296,7 @@ async def reading(ask: Callable[[], Awaitable[Any]]) -> Any:
         # Subclasses are Redis saying no. With a cause, no connection was free for five seconds.
         if type(error) is not RedisConnectionError or error.__cause__:
             raise
-        return await ask()
+    return await ask()
 
 
 def to_user(row: Sequence[str]) -> UserRead:
@@ -323,8 +323,10 @@ def is_past(query: UserQuery, user: UserRead) -> bool:
 @cache
 def make_store() -> RedisUserStore:
     """Return the store of ``DATABASE_URL``, with its pool; nothing is connected yet."""
+    url = database_url()
+    if not url.host:
+        sys.exit("DATABASE_URL: it must name a host: redis://user:password@host:6379/0")
     try:
-        url = database_url()
         pool = BlockingConnectionPool.from_url(
             url.render_as_string(hide_password=False),
             db=url.database or 0,

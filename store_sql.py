@@ -7,16 +7,17 @@ store writes and then catches; it never looks first whether it may. ``db`` commi
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from operator import ge, gt, le, lt
+from typing import Any
 
 from asyncpg import InterfaceError
 from pydantic import MISSING
 from sqlalchemy import ColumnElement
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 from sqlmodel import SQLModel, and_, col, func, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from db import SessionDep, database_url, get_engines, open_session
-from errors import Fault, classify, driver_code
+from errors import Fault, classify
 from models import (
     KEY_MAX,
     User,
@@ -28,7 +29,7 @@ from models import (
     index_keys,
     utc_now,
 )
-from store import EmailTaken, NotFound, StaleVersion
+from store import Code, EmailTaken, NotFound, StaleVersion
 
 get_engines()  # a wrong DATABASE_URL ends the app here, before it serves
 
@@ -67,7 +68,7 @@ class SQLUserStore:
                 async with self.session.begin_nested():
                     self.session.add_all(users)
             except IntegrityError as error:
-                if classify(error) is not Fault.CONFLICT:
+                if not is_conflict(error):
                     raise
                 taken |= await self.find_taken(first)
             else:
@@ -144,9 +145,29 @@ class SQLUserStore:
         try:
             await self.session.flush()
         except IntegrityError as error:
-            if classify(error) is Fault.CONFLICT:
+            if is_conflict(error):
                 raise EmailTaken([("body", "email")]) from None
             raise
+
+
+def driver_code(error: BaseException) -> Code | None:
+    """Return SQLite's name for an error, MySQL's number or PostgreSQL's SQLSTATE."""
+    cause: Any = error.orig if isinstance(error, StatementError) else error
+    if name := getattr(cause, "sqlite_errorname", None):
+        return str(name)
+    # MySQL's number says more than its SQLSTATE, which asyncmy has too.
+    if not isinstance(cause, OSError) and cause.args and isinstance(cause.args[0], int):
+        return cause.args[0]
+    if state := getattr(cause, "sqlstate", None):
+        return str(state)
+    # It has none if the connection was gone before it could ask: SQLSTATE's class for that.
+    gone = isinstance(error, DBAPIError) and error.connection_invalidated
+    return "08" if gone or isinstance(error, InterfaceError) else None
+
+
+def is_conflict(error: IntegrityError) -> bool:
+    """Return whether a unique constraint refused it, rather than another one."""
+    return classify(error, driver_code(error)) is Fault.CONFLICT
 
 
 def new_row(new: UserCreate) -> User:

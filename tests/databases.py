@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,32 +47,46 @@ class Missing(Exception):
 class Database:
     """A database of the suite's own: the DATABASE_URL for the app, and what serves it.
 
-    ``made_by_use`` is whether its server makes a database of any name when it is written to.
+    ``new`` yields the URL of another one, which is empty (Redis: of the same one, emptied).
+    ``absent`` is a name that no database there has; None if any is made when it is written to.
     """
 
     url: str
     version: str
-    made_by_use: bool = False
+    new: Callable[[], AbstractContextManager[str]]
+    absent: str | None = "no_such_database"
 
 
 @contextmanager
 def sqlite() -> Iterator[Database]:
     """Yield a SQLite file's URL; the file goes with its folder."""
-    with TemporaryDirectory(prefix="roster-") as folder:
-        yield Database(f"sqlite:///{folder}/roster.db", f"SQLite {sqlite3.sqlite_version}")
+
+    @contextmanager
+    def new() -> Iterator[str]:
+        with TemporaryDirectory(prefix="roster-") as folder:
+            yield f"sqlite:///{folder}/roster.db"
+
+    with new() as url:
+        yield Database(url, f"SQLite {sqlite3.sqlite_version}", new)
 
 
 @contextmanager
 def postgresql() -> Iterator[Database]:
     """Yield a new database on TEST_POSTGRESQL_URL's server, or on one started for it."""
     with _admin("TEST_POSTGRESQL_URL", _postgresql_server) as admin:
-        url = admin.set(drivername="postgresql", database=f"roster_test_{secrets.token_hex(8)}")
         product, number = _ask_postgresql(admin, "select version()").split()[:2]
-        _ask_postgresql(admin, f"create database {url.database}")
-        try:
-            yield Database(url.render_as_string(hide_password=False), f"{product} {number}")
-        finally:
-            _ask_postgresql(admin, f"drop database {url.database} with (force)")
+
+        @contextmanager
+        def new() -> Iterator[str]:
+            url = admin.set(drivername="postgresql", database=_new_name())
+            _ask_postgresql(admin, f"create database {url.database}")
+            try:
+                yield url.render_as_string(hide_password=False)
+            finally:
+                _ask_postgresql(admin, f"drop database {url.database} with (force)")
+
+        with new() as url:
+            yield Database(url, f"{product} {number}", new)
 
 
 @contextmanager
@@ -82,47 +96,65 @@ def mysql() -> Iterator[Database]:
     Its character set is latin1 so that an app that leaves the choice to the server fails.
     """
     with _admin("TEST_MYSQL_URL", _mysql_server) as admin:
-        url = admin.set(drivername="mysql", database=f"roster_test_{secrets.token_hex(8)}")
         number, _, rest = _ask_mysql(admin, "select version()").partition("-")
         product = "MariaDB" if "MariaDB" in rest else "MySQL"
-        _ask_mysql(admin, f"create database {url.database} character set latin1")
-        try:
-            yield Database(url.render_as_string(hide_password=False), f"{product} {number}")
-        finally:
-            _ask_mysql(admin, f"drop database {url.database}")
+
+        @contextmanager
+        def new() -> Iterator[str]:
+            url = admin.set(drivername="mysql", database=_new_name())
+            _ask_mysql(admin, f"create database {url.database} character set latin1")
+            try:
+                yield url.render_as_string(hide_password=False)
+            finally:
+                _ask_mysql(admin, f"drop database {url.database}")
+
+        with new() as url:
+            yield Database(url, f"{product} {number}", new)
 
 
 @contextmanager
 def mongodb() -> Iterator[Database]:
     """Yield a new database on TEST_MONGODB_URL's server, or on one started for it."""
     with _admin("TEST_MONGODB_URL", _mongodb_server) as admin:
-        url = admin.set(database=f"roster_test_{secrets.token_hex(8)}")
         # A replica set tells its clients where its members are, and leads them past our relay.
         options = {"directConnection": "true"}
         if admin.username:
             options["authSource"] = admin.database or "admin"
-        url = url.set(query={**options, **admin.query})
-        try:
-            yield Database(url.render_as_string(hide_password=False), _ask_mongodb(admin), True)
-        finally:
-            drop_mongodb(url.render_as_string(hide_password=False))
+
+        @contextmanager
+        def new() -> Iterator[str]:
+            url = admin.set(database=_new_name(), query={**options, **admin.query})
+            try:
+                yield url.render_as_string(hide_password=False)
+            finally:
+                with _mongo_client(url) as client:
+                    client.drop_database(str(url.database))
+
+        with new() as url:
+            yield Database(url, _ask_mongodb(admin), new, absent=None)
 
 
 @contextmanager
 def redis() -> Iterator[Database]:
     """Yield TEST_REDIS_URL, if that database is empty, or one on a server started for it."""
     with _admin("TEST_REDIS_URL", redis_server) as admin:
-        database = Database(admin.render_as_string(hide_password=False), "")
-        with open_redis(database.url) as client:
+        url = admin.render_as_string(hide_password=False)
+        with open_redis(url) as client:
             if client.dbsize():
                 raise Missing(
                     "TEST_REDIS_URL: somebody's data is in this database; give it another"
                 )
             version = client.info("server")["redis_version"]
+
+        @contextmanager
+        def new() -> Iterator[str]:
+            empty_redis(url)
+            yield url
+
         try:
-            yield replace(database, version=f"Redis {version}")
+            yield Database(url, f"Redis {version}", new, absent="99")
         finally:
-            empty_redis(database.url)
+            empty_redis(url)
 
 
 BACKENDS: dict[str, Callable[[], AbstractContextManager[Database]]] = {
@@ -224,15 +256,15 @@ def empty_redis(url: str) -> None:
 
 
 @contextmanager
-def standalone_mongodb() -> Iterator[Database]:
-    """Yield a database on a new SecantusDB that says of itself that it is no replica set."""
+def standalone_mongodb() -> Iterator[str]:
+    """Yield the URL of a database on a new SecantusDB that says that it is no replica set."""
     admin = _new_admin("mongodb")
     url = URL.create("mongodb", host=admin.host, port=admin.port, database="roster_test")
     with (
         TemporaryDirectory(prefix="roster-") as folder,
         _secantusdb(url, Path(folder), "--standalone"),
     ):
-        yield Database(url.render_as_string(), _ask_mongodb(url), True)
+        yield url.render_as_string()
 
 
 @contextmanager
@@ -301,18 +333,17 @@ def _ask_mongodb(admin: URL) -> str:
     return f"MongoDB {built['version']}"
 
 
-def drop_mongodb(url: str) -> None:
-    """Drop a database that the suite has made."""
-    with _mongo_client(make_url(url)) as client:
-        client.drop_database(client.get_default_database())
-
-
 def _admin(
     variable: str, server: Callable[[], AbstractContextManager[URL]]
 ) -> AbstractContextManager[URL]:
     """Return the administrator's URL that the environment gives, or else a new server's."""
     given = os.environ.get(variable)
     return nullcontext(make_url(given)) if given else server()
+
+
+def _new_name() -> str:
+    """Return the name of a database that nobody has."""
+    return f"roster_test_{secrets.token_hex(8)}"
 
 
 def _new_admin(scheme: str) -> URL:

@@ -10,13 +10,14 @@ from databases import standalone_mongodb
 from pymongo import errors as pymongo
 from test_contract import add, read_all
 
+import db
 from errors import Fault, classify
 
 
 def test_standalone_server_is_told_at_the_start_and_stores_no_list(tmp_path: Path) -> None:
     with (
-        standalone_mongodb() as database,
-        serve(database.url, tmp_path) as server,
+        standalone_mongodb() as url,
+        serve(url, tmp_path) as server,
         httpx.Client(base_url=server.url) as client,
     ):
         assert server.printed().count("is a standalone server") == 1
@@ -62,5 +63,12 @@ def refused_insert(code: int) -> pymongo.BulkWriteError:
     ],
     ids=repr,
 )
-def test_errors_of_pymongo_have_their_answer(error: Exception, fault: Fault) -> None:
-    assert classify(error) is fault
+def test_errors_of_pymongo_have_their_answer(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, fault: Fault
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "mongodb://localhost")
+    db.get_settings.cache_clear()
+    from store_mongo import driver_code  # it makes a client, of which nothing is asked
+
+    db.get_settings.cache_clear()
+    assert classify(error, driver_code(error)) is fault

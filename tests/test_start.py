@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import ROOT, free_port, serve, wait_until
-from databases import BACKENDS, Database, drop_mongodb, empty_redis
+from databases import BACKENDS, Database
 from sqlalchemy.engine import make_url
 from test_contract import add, read_all
 
@@ -142,14 +142,11 @@ on_servers = pytest.mark.parametrize(
     [
         ({"username": "nobody"}, "user name"),
         ({"password": "hunter2"}, "password"),
-        ({"database": "no_such_database"}, "has no database of this name"),
     ],
 )
 def test_server_that_says_no_is_one_line_without_a_secret(
     database: Database, tmp_path: Path, part: dict[str, Any], words: str
 ) -> None:
-    if "database" in part and database.made_by_use:
-        pytest.skip(f"{database.version} makes a database of any name")
     real = make_url(database.url)
     url = real.set(**part).render_as_string(hide_password=False)
     line = only_line(start_and_fail(tmp_path, {"DATABASE_URL": url}))
@@ -157,6 +154,17 @@ def test_server_that_says_no_is_one_line_without_a_secret(
     assert f"127.0.0.1:{real.port}" in line
     for secret in ("hunter2", str(real.password)):
         assert secret not in line
+
+
+@on_servers
+def test_name_that_no_database_has(database: Database, tmp_path: Path) -> None:
+    if database.absent is None:
+        with database.new() as url, serve(url, tmp_path) as server:
+            assert httpx.get(f"{server.url}/readyz").is_success
+    else:
+        absent = make_url(database.url).set(database=database.absent)
+        env = {"DATABASE_URL": absent.render_as_string(hide_password=False)}
+        assert "has no database of this name" in only_line(start_and_fail(tmp_path, env))
 
 
 @contextmanager
@@ -278,9 +286,8 @@ def test_connections_that_die_under_load_are_503_and_never_500(
 def test_four_workers_start_together_on_an_empty_database(
     database: Database, tmp_path: Path
 ) -> None:
-    # The shared database has its tables already; an empty one of the same kind is wanted.
     with (
-        empty_copy(database, tmp_path) as url,
+        database.new() as url,
         serve(url, tmp_path, "--workers=4", app="app:app") as server,
         httpx.Client(base_url=server.url, timeout=30) as client,
     ):
@@ -291,34 +298,6 @@ def test_four_workers_start_together_on_an_empty_database(
         printed = server.printed()
         assert "ERROR" not in printed, printed
         assert "Traceback" not in printed, printed
-
-
-@contextmanager
-def empty_copy(database: Database, folder: Path) -> Iterator[str]:
-    """Yield the URL of an empty database: a new file, or the same one without its tables."""
-    if database.url.startswith("sqlite"):
-        yield f"sqlite:///{folder}/new.db"
-    elif database.url.startswith("mongodb"):
-        drop_mongodb(database.url)
-        yield database.url
-    else:
-        (empty_redis if database.url.startswith("redis") else drop_tables)(database.url)
-        yield database.url
-
-
-def drop_tables(url: str) -> None:
-    """Drop the tables of a database that the suite has made."""
-    code = (
-        "import asyncio, db; from sqlmodel import SQLModel; import models\n"
-        "async def drop():\n"
-        "    engine = db.get_engines().writer\n"
-        "    async with engine.begin() as connection:\n"
-        "        await connection.run_sync(SQLModel.metadata.drop_all)\n"
-        "    await engine.dispose()\n"
-        "asyncio.run(drop())\n"
-    )
-    env = {**os.environ, "DATABASE_URL": url, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=env)
 
 
 def test_sigterm_ends_the_app_at_once(database: Database, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from fastapi import Depends, Request
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL, Connection, event, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_file=".env", extra="ignore")
 
     database_url: SecretStr = SecretStr("sqlite:///roster.db")
-    pool_size: int = Field(default=10, ge=1, le=1000)
+    pool_size: int = Field(default=10, ge=2, le=1000)
 
 
 @cache
@@ -53,7 +53,7 @@ def database_url() -> URL:
 
 
 class Engines(NamedTuple):
-    """The pools: one for changes, one for reading. They differ on SQLite only."""
+    """Two pools: one whose connections may change something, and one whose may only read."""
 
     writer: AsyncEngine
     reader: AsyncEngine
@@ -75,52 +75,89 @@ def get_engines() -> Engines:
         sys.exit(f"DATABASE_URL: an option after its ? is wrong ({type(error).__name__}).")
 
 
-def make_engines(url: URL, size: int) -> Engines:
-    """Return engines for a database. Nothing is connected yet.
+# A pool has no overflow connections, which would be opened and closed under load all the time; a
+# session that finds every connection taken waits for one, 5 seconds at most.
+POOL: dict[str, Any] = {"max_overflow": 0, "pool_timeout": 5, "hide_parameters": True}
+# A statement that reads is a transaction by itself: there is nothing to begin and to end.
+AUTOCOMMIT = {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
 
-    A pool has no overflow connections, which would be opened and closed under load all the time;
-    a session that finds every connection taken waits for one, 5 seconds at most.
-    """
-    options: dict[str, Any] = {"max_overflow": 0, "pool_timeout": 5, "hide_parameters": True}
+
+def make_engines(url: URL, size: int) -> Engines:
+    """Return engines with ``size`` connections together, at most. Nothing is connected yet."""
     match url.get_backend_name():
         case "sqlite":
-            url = url.set(drivername="sqlite+aiosqlite")
-            options["connect_args"] = {"timeout": 5, "isolation_level": None}
-            writer = create_async_engine(url, pool_size=1, **options)
-            reader = create_async_engine(url, pool_size=4, **options)
-            set_up_sqlite(writer, "BEGIN IMMEDIATE", *SQLITE_WRITER)
-            set_up_sqlite(reader, "BEGIN", *SQLITE_READER)
-            return Engines(writer, reader)
+            return make_sqlite_engines(url)
         case "postgresql" | "postgres":
-            url = url.set(drivername="postgresql+asyncpg")
-            # Others write sslmode, as libpq does; asyncpg calls it ssl and takes the same words.
-            if "sslmode" in url.query:
-                mode = url.query["sslmode"]
-                url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
-            options["connect_args"] = {
-                "timeout": 3,
-                "command_timeout": 10,
-                "server_settings": {"statement_timeout": "5000", "lock_timeout": "3000"},
-            }
+            make_engine = make_postgresql_engine
         case _:
-            url = url.set(drivername="mysql+asyncmy")
-            # At PostgreSQL's default isolation there are no locks on gaps, and so few deadlocks.
-            options["isolation_level"] = "READ COMMITTED"
-            options["connect_args"] = {
-                "charset": "utf8mb4",
-                "connect_timeout": 3,
-                "read_timeout": 10,
-                # Each of the two comments is read by one of MariaDB and MySQL.
-                "init_command": "SET SESSION innodb_lock_wait_timeout=3"
-                " /*M!100100 , max_statement_time=5 */ /*!50704 , max_execution_time=5000 */",
-            }
-    engine = create_async_engine(
-        url, pool_size=size, pool_pre_ping=True, pool_recycle=1800, **options
+            make_engine = make_mysql_engine
+    return Engines(
+        writer=make_engine(url, reading=False, pool_size=size // 2, pool_recycle=1800, **POOL),
+        reader=make_engine(
+            url, reading=True, pool_size=size - size // 2, pool_recycle=1800, **POOL, **AUTOCOMMIT
+        ),
     )
-    return Engines(engine, engine)
 
 
-# FULL: a commit that was answered is on the disk. One writer: others would only wait for its lock.
+def make_postgresql_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
+    """Return an engine on asyncpg."""
+    # Others write sslmode, as libpq does; asyncpg calls it ssl and takes the same words.
+    if "sslmode" in url.query:
+        mode = url.query["sslmode"]
+        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
+    server = {"statement_timeout": "5000", "lock_timeout": "3000"}
+    if reading:
+        server["default_transaction_read_only"] = "on"
+    engine = create_async_engine(
+        url.set(drivername="postgresql+asyncpg"),
+        connect_args={"timeout": 3, "command_timeout": 10, "server_settings": server},
+        **options,
+    )
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def on_checkout(_: Any, record: Any, __: object) -> None:
+        # asyncpg knows that a server hung up, without a question that would cost a round trip.
+        if record.driver_connection.is_closed():
+            raise DisconnectionError
+
+    return engine
+
+
+def make_mysql_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
+    """Return an engine on asyncmy."""
+    settings = (
+        "innodb_lock_wait_timeout=3"
+        # Each of the two comments is read by one of MariaDB and MySQL.
+        f" /*M!100100 , max_statement_time=5, tx_read_only={reading:d} */"
+        f" /*!50720 , max_execution_time=5000, transaction_read_only={reading:d} */"
+    )
+    # At PostgreSQL's default isolation there are no locks on gaps, and so few deadlocks.
+    options = {"isolation_level": "READ COMMITTED", **options}
+    return create_async_engine(
+        url.set(drivername="mysql+asyncmy"),
+        pool_pre_ping=True,
+        connect_args={
+            "charset": "utf8mb4",
+            "connect_timeout": 3,
+            "read_timeout": 10,
+            "init_command": f"SET SESSION {settings}",
+        },
+        **options,
+    )
+
+
+def make_sqlite_engines(url: URL) -> Engines:
+    """Return engines on aiosqlite: one writer, for others would only wait for its lock."""
+    url = url.set(drivername="sqlite+aiosqlite")
+    options: dict[str, Any] = {"connect_args": {"timeout": 5, "isolation_level": None}, **POOL}
+    writer = create_async_engine(url, pool_size=1, **options)
+    reader = create_async_engine(url, pool_size=4, **options)
+    set_up_sqlite(writer, "BEGIN IMMEDIATE", *SQLITE_WRITER)
+    set_up_sqlite(reader, "BEGIN", *SQLITE_READER)
+    return Engines(writer, reader)
+
+
+# FULL: a commit that was answered is on the disk.
 SQLITE_WRITER = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
 SQLITE_READER = ("query_only=ON", "wal_autocheckpoint=0")
 
@@ -159,12 +196,13 @@ def set_up_sqlite(engine: AsyncEngine, begin: str, *pragmas: str) -> None:
 async def open_session(reading: bool = False) -> AsyncIterator[AsyncSession]:
     """Yield a session; commit when the block is left, roll back if an exception leaves it."""
     engines = get_engines()
-    async with AsyncSession(
-        engines.reader if reading else engines.writer, expire_on_commit=False
-    ) as session:
+    session = AsyncSession(engines.reader if reading else engines.writer, expire_on_commit=False)
+    try:
         yield session
         if not reading:
             await session.commit()
+    finally:
+        await session.close()
 
 
 async def get_session(request: Request) -> AsyncIterator[AsyncSession]:

@@ -4,22 +4,26 @@ The unique constraint on ``email_key`` and the version in every UPDATE and DELET
 store writes and then catches; it never looks first whether it may. ``db`` commits.
 """
 
-from collections.abc import AsyncIterator, Collection, Sequence
+import re
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from operator import ge, gt, le, lt
 from typing import Any
 
 from asyncpg import InterfaceError
 from pydantic import MISSING
-from sqlalchemy import ColumnElement
+from sqlalchemy import BindParameter, ColumnElement, bindparam, func, insert
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError, StatementError
-from sqlmodel import SQLModel, and_, col, func, or_, select
+from sqlmodel import SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel.sql.expression import Select, SelectOfScalar
 
 from db import SessionDep, database_url, get_engines, open_session
 from errors import Fault, classify
 from models import (
     KEY_MAX,
+    Sort,
     User,
     UserCreate,
     UserQuery,
@@ -27,6 +31,7 @@ from models import (
     UserUpdate,
     fold,
     index_keys,
+    user_list,
     utc_now,
 )
 from store import Code, EmailTaken, NotFound, StaleVersion
@@ -35,9 +40,19 @@ get_engines()  # a wrong DATABASE_URL ends the app here, before it serves
 
 # InterfaceError is asyncpg's; SQLAlchemy lets it through at a rollback.
 DRIVER_ERRORS: tuple[type[Exception], ...] = (SQLAlchemyError, InterfaceError)
-row_id, name_key, email_key = col(User.id), col(User.name_key), col(User.email_key)
+# Statements on the table itself, built once: they are several times as fast as objects of User,
+# whose place is where something is changed.
+USERS = SQLModel.metadata.tables["users"]
+row_id, name_key, email_key = USERS.c.id, USERS.c.name_key, USERS.c.email_key
+FIELDS = tuple(UserRead.model_fields)
 # What a client sees, and nothing else, is fetched.
-READ = select(*(col(getattr(User, field)) for field in UserRead.model_fields))
+READ: Any = select(*(USERS.c[field] for field in FIELDS))
+READ_ONE = READ.where(row_id == bindparam("id"))
+FIND_IDS: Select[str, int] = select(email_key, row_id).where(
+    email_key.in_(bindparam("keys", expanding=True))
+)
+READ_ALL: Any = select(*USERS.c).limit(1)
+INSERT = insert(USERS)
 
 
 class SQLUserStore:
@@ -48,10 +63,13 @@ class SQLUserStore:
 
     async def add(self, new: UserCreate) -> UserRead:
         """Insert a row; the unique constraint says whether the address is free."""
-        user = new_row(new)
-        self.session.add(user)
-        await self.flush()
-        return UserRead.model_validate(user)
+        row = new_row(new)
+        try:
+            result = await self.session.exec(INSERT, params=row)
+        except IntegrityError as error:
+            raise email_taken(error) from None
+        primary_key: Any = result.inserted_primary_key
+        return UserRead(id=primary_key.id, **row)
 
     async def add_many(
         self, new: Sequence[UserCreate], skip_taken: bool
@@ -61,55 +79,45 @@ class SQLUserStore:
         taken = {i for i, user in enumerate(new) if first.setdefault(fold(user.email), i) != i}
         while True:
             if taken and not skip_taken:
-                taken |= await self.find_taken(first)
+                taken |= {first[key] for key in await self.find_ids(first)}
                 raise EmailTaken([("body", i, "email") for i in sorted(taken)])
-            users = [new_row(user) for i, user in enumerate(new) if i not in taken]
+            rows = [new_row(user) for i, user in enumerate(new) if i not in taken]
             try:
                 async with self.session.begin_nested():
-                    self.session.add_all(users)
+                    if rows:
+                        await self.session.exec(INSERT, params=rows)
             except IntegrityError as error:
                 if not is_conflict(error):
                     raise
-                taken |= await self.find_taken(first)
+                taken |= {first[key] for key in await self.find_ids(first)}
             else:
-                skipped = [new[i].email for i in sorted(taken)]
-                return [UserRead.model_validate(user) for user in users], skipped
+                ids = await self.find_ids(row["email_key"] for row in rows)
+                stored = [UserRead(id=ids[row["email_key"]], **row) for row in rows]
+                return stored, [new[i].email for i in sorted(taken)]
 
-    async def find_taken(self, places: dict[str, int]) -> set[int]:
-        """Return the places of those keys that rows in the table have."""
-        rows = await self.session.exec(select(User.email_key).where(email_key.in_(places)))
-        return {places[key] for key in rows}
+    async def find_ids(self, email_keys: Iterable[str]) -> dict[str, int]:
+        """Return who has which of these keys: not every database says what ids it gave to many."""
+        rows = await self.session.exec(FIND_IDS, params={"keys": [*email_keys]})
+        return dict(rows.all())
 
     async def get(self, user_id: int) -> UserRead:
         """Select a row by its primary key."""
-        user = (await self.session.exec(READ.where(row_id == user_id))).one_or_none()
-        if user is None:
+        row = (await self.session.exec(READ_ONE, params={"id": user_id})).one_or_none()
+        if row is None:
             raise NotFound
-        return UserRead.model_validate(user)
+        return to_users([row])[0]
 
     async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
         """Select by position, not by offset: the index leads to the first row of any page."""
-        rows = READ.where(*fits(query))
-        turned, by_name = query.sort.startswith("-"), query.sort.endswith("name")
-        past, at_or_past = (lt, le) if turned else (gt, ge)
-        if after := query.after:
-            position = past(row_id, after.id)
-            if by_name:
-                key = fold(after.name)
-                position = and_(
-                    # This says nothing new: it is the condition that an index can follow.
-                    at_or_past(name_key, key),
-                    or_(past(name_key, key), position),
-                )
-            rows = rows.where(position)
-        order = [name_key, row_id] if by_name else [row_id]
-        rows = rows.order_by(*(column.desc() if turned else column for column in order))
-        users = await self.session.exec(rows.limit(limit))
-        return [UserRead.model_validate(user) for user in users]
+        rows = await self.session.exec(
+            select_page(query.sort, query.after is not None, *filters(query)),
+            params={**parameters(query), "limit": limit},
+        )
+        return to_users(rows.all())
 
     async def count(self, query: UserQuery) -> int:
         """Count rows; the more fit, the longer it takes."""
-        rows = await self.session.exec(select(func.count()).select_from(User).where(*fits(query)))
+        rows = await self.session.exec(select_count(*filters(query)), params=parameters(query))
         return rows.one()
 
     async def change(
@@ -129,7 +137,7 @@ class SQLUserStore:
 
     async def ping(self) -> None:
         """Select a row, with all columns."""
-        await self.session.exec(select(User).limit(1))
+        await self.session.exec(READ_ALL)
 
     async def get_locked(self, user_id: int, if_match: Collection[int] | None) -> User:
         """Select a row FOR UPDATE (on SQLite, the transaction has the lock already)."""
@@ -145,9 +153,7 @@ class SQLUserStore:
         try:
             await self.session.flush()
         except IntegrityError as error:
-            if is_conflict(error):
-                raise EmailTaken([("body", "email")]) from None
-            raise
+            raise email_taken(error) from None
 
 
 def driver_code(error: BaseException) -> Code | None:
@@ -170,28 +176,77 @@ def is_conflict(error: IntegrityError) -> bool:
     return classify(error, driver_code(error)) is Fault.CONFLICT
 
 
-def new_row(new: UserCreate) -> User:
-    """Return the row of a new user."""
+def email_taken(error: IntegrityError) -> Exception:
+    """Return what the refusal of a row means: EmailTaken, or else the same error."""
+    return EmailTaken([("body", "email")]) if is_conflict(error) else error
+
+
+def new_row(new: UserCreate) -> dict[str, Any]:
+    """Return the values of a new user's columns; the database gives the id."""
     now = utc_now()
-    return User.model_validate(
-        new, update={"created_at": now, "updated_at": now, **index_keys(new)}
-    )
+    times = {"created_at": now, "updated_at": now}
+    return {"name": new.name, "email": new.email, **times, "version": 1, **index_keys(new)}
 
 
-def fits(query: UserQuery) -> list[ColumnElement[bool]]:
-    """Return the conditions of a query, its cursor apart."""
-    conditions: list[ColumnElement[bool]] = []
-    if query.name:
-        prefix = fold(query.name)
-        conditions = [
-            # Every key that begins with the prefix is in this range, and an index can follow it;
-            # MySQL finds "ada" in the range of "ada ", for it compares as if both were padded.
-            name_key.between(prefix, prefix.ljust(KEY_MAX, "\U0010ffff")),
-            name_key.startswith(prefix, autoescape=True),
-        ]
-    if query.email is not MISSING:
-        conditions.append(email_key == fold(query.email))
-    return conditions
+def to_users(rows: Iterable[Sequence[Any]]) -> list[UserRead]:
+    """Return rows as a client sees them."""
+    return user_list.validate_python([dict(zip(FIELDS, row, strict=True)) for row in rows])
+
+
+@cache
+def select_page(sort: Sort, after: bool, name: bool, email: bool) -> Select[*tuple[Any, ...]]:
+    """Return the statement for a page in this order, with or without a position and filters."""
+    turned, by_name = sort.startswith("-"), sort.endswith("name")
+    past, at_or_past = (lt, le) if turned else (gt, ge)
+    rows: Select[*tuple[Any, ...]] = READ.where(*conditions(name, email))
+    if after:
+        position = past(row_id, bindparam("after_id"))
+        if by_name:
+            key: BindParameter[str] = bindparam("after_key")
+            # The first says nothing new: it is the condition that an index can follow.
+            position = at_or_past(name_key, key) & (past(name_key, key) | position)
+        rows = rows.where(position)
+    order = [name_key, row_id] if by_name else [row_id]
+    rows = rows.order_by(*(column.desc() if turned else column for column in order))
+    return rows.limit(bindparam("limit"))
+
+
+@cache
+def select_count(name: bool, email: bool) -> SelectOfScalar[int]:
+    """Return the statement that counts what the filters leave."""
+    return select(func.count()).select_from(USERS).where(*conditions(name, email))
+
+
+def conditions(name: bool, email: bool) -> list[ColumnElement[bool]]:
+    """Return the conditions of the filters."""
+    found: list[ColumnElement[bool]] = []
+    if name:
+        # Every key that begins with the prefix is in this range, and an index can follow it; MySQL
+        # finds "ada" in the range of "ada ", for it compares as if both were padded.
+        found.append(name_key.between(bindparam("prefix"), bindparam("prefix_end")))
+        found.append(name_key.like(bindparam("pattern"), escape="/"))
+    if email:
+        found.append(email_key == bindparam("email_key"))
+    return found
+
+
+def filters(query: UserQuery) -> tuple[bool, bool]:
+    """Return whether a query asks for a name, and for an email."""
+    return bool(query.name), query.email is not MISSING
+
+
+def parameters(query: UserQuery) -> dict[str, Any]:
+    """Return what stands in the statements for a query."""
+    prefix = fold(query.name)
+    values: dict[str, Any] = {
+        "prefix": prefix,
+        "prefix_end": prefix.ljust(KEY_MAX, "\U0010ffff"),
+        "pattern": re.sub("([/%_])", r"/\1", prefix) + "%",
+        "email_key": None if query.email is MISSING else fold(query.email),
+    }
+    if after := query.after:
+        values |= {"after_id": after.id, "after_key": fold(after.name)}
+    return values
 
 
 async def get_store(session: SessionDep) -> SQLUserStore:

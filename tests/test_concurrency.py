@@ -1,7 +1,10 @@
 """What many clients do at once, over HTTP, on every database."""
 
 import asyncio
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -11,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Server, serve
+from conftest import ROOT, Server, serve
 from databases import Database
 from test_contract import User, add, read_all
 
@@ -142,7 +145,7 @@ def test_bulks_that_overlap_store_each_email_once(client: httpx.Client, server: 
         assert response.status_code == 201, response.text
         body = response.json()
         assert len(body["items"]) + len(body["skipped"]) == 60
-        return body["items"]  # type: ignore[no-any-return]
+        return body["items"]  # type: ignore[no-any-return]  # JSON
 
     stored = [user for users in at_once(server, *[store] * 8) for user in users]
     assert sorted(user["email"] for user in stored) == sorted(emails)
@@ -243,3 +246,26 @@ def test_clients_who_leave_do_no_harm(client: httpx.Client, server: Server) -> N
     assert time.monotonic() - began < 1
     # What was accepted is stored whole or not at all.
     assert {user["name"] for user in read_all(client, limit=200)} <= {"x", "left", "next"}
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql", "mysql"], indirect=True)
+def test_session_for_reading_cannot_change_anything(database: Database) -> None:
+    code = (
+        "import asyncio, db, models, store_sql\n"
+        "from sqlalchemy.exc import DBAPIError\n"
+        "async def main():\n"
+        "    await store_sql.start()\n"
+        "    new = models.UserCreate(name='a', email='reader@example.com')\n"
+        "    async with store_sql.open_store() as store:\n"
+        "        try:\n"
+        "            await store.add(new)\n"
+        "        except DBAPIError as error:\n"
+        "            print(store_sql.driver_code(error))\n"
+        "    await store_sql.stop()\n"
+        "asyncio.run(main())\n"
+    )
+    env = {**os.environ, "DATABASE_URL": database.url}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, check=False
+    )
+    assert run.stdout.decode().strip() in ("SQLITE_READONLY", "25006", "1792"), run.stderr.decode()

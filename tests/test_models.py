@@ -4,10 +4,11 @@ import re
 import unicodedata
 
 import pytest
+from email_validator import validate_email
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import CURSOR, ID_MAX, KEY_MAX, Cursor, UserQuery, fold
+from models import CURSOR, ID_MAX, KEY_MAX, PLAIN_EMAIL, Cursor, UserQuery, fold, normal_email
 
 texts = st.text(st.characters(codec="utf-8"), max_size=300)
 sorts = st.sampled_from(["id", "-id", "name", "-name"])
@@ -36,7 +37,7 @@ def test_folding_and_normal_form_undo_each_other_and_both_are_kept(one: str, oth
 
 @given(sorts, st.integers(1, ID_MAX), st.text(st.characters(codec="utf-8", categories=["L", "S"])))
 def test_cursor_comes_back_as_it_was(sort: str, user_id: int, name: str) -> None:
-    cursor = Cursor(sort, user_id, name[:100])  # type: ignore[arg-type]
+    cursor = Cursor(sort, user_id, name[:100])  # type: ignore[arg-type]  # a text of sorts
     assert Cursor.decode(cursor.encode()) == cursor
     assert UserQuery(cursor=cursor.encode()).after == cursor
     assert UserQuery(cursor=cursor.encode()).sort == sort
@@ -47,3 +48,14 @@ def test_every_text_that_fits_is_a_cursor(text: str) -> None:
     cursor = Cursor.decode(text.strip())
     assert 1 <= cursor.id <= ID_MAX
     assert not re.search(r"[\x00-\x1f\x7f-\x9f\ufffd]", cursor.name)
+
+
+@given(st.from_regex(PLAIN_EMAIL, fullmatch=True).filter(lambda text: len(text) <= 64))
+def test_plain_address_is_what_email_validator_returns(text: str) -> None:
+    assert normal_email(text) == validate_email(text, check_deliverability=False).normalized
+
+
+@pytest.mark.parametrize("text", ["a" * 65 + "@example.com", "a@" + "b" * 64 + ".com", "a@b.com\n"])
+def test_address_that_is_too_long_or_has_a_line_is_no_plain_one(text: str) -> None:
+    with pytest.raises(ValueError, match="not a valid email address"):
+        normal_email(text)

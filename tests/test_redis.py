@@ -92,7 +92,7 @@ def test_account_that_may_do_no_more_than_it_needs(url: str, redis: Redis, tmp_p
     commands = "-@all +evalsha +script|load +get +incr +del +hget +hmget +hset +hsetnx +hdel +hlen"
     commands += " +hexists +hincrby +zadd +zrem +zrange +zcard +zlexcount +ping +select"
     rules = ["on", ">secret", "~roster:*", *commands.split()]
-    redis.execute_command("ACL SETUSER", "limited", *rules)  # type: ignore[no-untyped-call]
+    redis.execute_command("ACL SETUSER", "limited", *rules)  # type: ignore[no-untyped-call]  # redis-py's
     limited = make_url(url).set(username="limited", password="secret")
     with serve(limited.render_as_string(hide_password=False), tmp_path) as server:
         with httpx.Client(base_url=server.url) as client:

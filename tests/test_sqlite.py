@@ -249,7 +249,7 @@ def test_export_holds_no_connection_between_two_pages(file: Path) -> None:
 
         async for users in read_pages(open_store):
             sizes.append(len(users))
-            assert db.get_engines().reader.pool.checkedout() == 0  # type: ignore[attr-defined]
+            assert db.get_engines().reader.pool.checkedout() == 0  # type: ignore[attr-defined]  # QueuePool
         assert sizes == [200, 200, 50]
 
     run(test)

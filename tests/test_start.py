@@ -72,7 +72,7 @@ def only_line(printed: str) -> str:
         ("DATABASE_URL", "mongodb+srv://a:hunter2@localhost:1/x", "not a URL of MongoDB's"),
         ("DATABASE_URL", "mongodb+srv://a:hunter2@x.invalid/x", "x.invalid, database x has a name"),
         ("POOL_SIZE", "hunter2", "POOL_SIZE: Input should be a valid integer"),
-        ("POOL_SIZE", "0", "POOL_SIZE: Input should be greater than or equal to 1"),
+        ("POOL_SIZE", "1", "POOL_SIZE: Input should be greater than or equal to 2"),
     ],
 )
 def test_wrong_setting_is_one_line_without_a_secret(

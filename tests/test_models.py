@@ -55,7 +55,7 @@ def test_plain_address_is_what_email_validator_returns(text: str) -> None:
     assert normal_email(text) == validate_email(text, check_deliverability=False).normalized
 
 
-@pytest.mark.parametrize("text", ["a" * 65 + "@example.com", "a@" + "b" * 64 + ".com", "a@b.com\n"])
-def test_address_that_is_too_long_or_has_a_line_is_no_plain_one(text: str) -> None:
+@pytest.mark.parametrize("text", ["a@" + "b" * 64 + ".com", "a@b.com\n", "a@b.c0", "a@-b.com"])
+def test_what_only_looks_like_a_plain_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a valid email address"):
         normal_email(text)

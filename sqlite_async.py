@@ -38,6 +38,7 @@ from typing import Any
 from sqlalchemy import URL, event
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool
 from sqlalchemy.util import await_
@@ -292,9 +293,9 @@ class Dialect(SQLiteDialect_pysqlite):
         """Begin a transaction; SQLAlchemy leaves it to the driver elsewhere."""
         dbapi_connection.begin()
 
-    def get_isolation_level_values(self, dbapi_connection: Any) -> list[Any]:
-        """Return that there is no choice: AUTOCOMMIT is refused, not ignored."""
-        return []
+    def set_isolation_level(self, dbapi_connection: Any, level: Any) -> None:
+        """Refuse: there is one level. AUTOCOMMIT would otherwise be ignored."""
+        raise ArgumentError("SQLite has no other isolation levels here")
 
 
 registry.register("sqlite.loop", __name__, "Dialect")

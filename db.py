@@ -10,10 +10,12 @@ from typing import Annotated, Any, NamedTuple
 from fastapi import Depends, Request
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy import URL, Connection, event, make_url
+from sqlalchemy import URL, event, make_url
 from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
+
+import sqlite_async
 
 # The pool prints a traceback for a connection that died while it was out, though whoever had it
 # has met the error and says so.
@@ -86,7 +88,7 @@ def make_engines(url: URL, size: int) -> Engines:
     """Return engines with ``size`` connections together, at most. Nothing is connected yet."""
     match url.get_backend_name():
         case "sqlite":
-            return make_sqlite_engines(url)
+            return Engines(*sqlite_async.make_engines(url, **POOL))
         case "postgresql" | "postgres":
             make_engine = make_postgresql_engine
         case _:
@@ -146,52 +148,6 @@ def make_mysql_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
     )
 
 
-def make_sqlite_engines(url: URL) -> Engines:
-    """Return engines on aiosqlite: one writer, for others would only wait for its lock."""
-    url = url.set(drivername="sqlite+aiosqlite")
-    options: dict[str, Any] = {"connect_args": {"timeout": 5, "isolation_level": None}, **POOL}
-    writer = create_async_engine(url, pool_size=1, **options)
-    reader = create_async_engine(url, pool_size=4, **options)
-    set_up_sqlite(writer, "BEGIN IMMEDIATE", *SQLITE_WRITER)
-    set_up_sqlite(reader, "BEGIN", *SQLITE_READER)
-    return Engines(writer, reader)
-
-
-# FULL: a commit that was answered is on the disk.
-SQLITE_WRITER = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
-SQLITE_READER = ("query_only=ON", "wal_autocheckpoint=0")
-
-
-def set_up_sqlite(engine: AsyncEngine, begin: str, *pragmas: str) -> None:
-    """Give an engine's connections these pragmas, and its transactions this beginning.
-
-    Python's own transactions are off (``isolation_level=None``), for they begin without a lock: to
-    read, and then to write while somebody else has written, fails at once, whatever the timeout.
-    """
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def on_connect(connection: Any, _: object) -> None:
-        cursor = connection.cursor()
-        for pragma in pragmas:
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def on_begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    @event.listens_for(engine.sync_engine, "reset")
-    def on_reset(connection: Any, *_: object) -> None:
-        # After a COMMIT that failed SQLite is in the transaction still, for SQLAlchemy it is over.
-        if connection.driver_connection.in_transaction:
-            connection.rollback()
-
-    @event.listens_for(engine.sync_engine, "close")
-    def on_close(connection: Any, _: object) -> None:
-        # A cancelled task leaves a cursor behind, which keeps a closed connection's lock alive.
-        connection.rollback()
-
-
 @asynccontextmanager
 async def open_session(reading: bool = False) -> AsyncIterator[AsyncSession]:
     """Yield a session; commit when the block is left, roll back if an exception leaves it."""
@@ -202,6 +158,8 @@ async def open_session(reading: bool = False) -> AsyncIterator[AsyncSession]:
         if not reading:
             await session.commit()
     finally:
+        # "async with" would do this in a task of its own: more work, and while it waits for its
+        # turn others wait for the connection.
         await session.close()
 
 

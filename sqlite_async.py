@@ -1,0 +1,316 @@
+"""SQLite for SQLAlchemy's asyncio half: fast, and never a reason for the other requests to wait.
+
+A statement takes SQLite 5 to 50 microseconds, less than it takes to hand it to a thread. So it runs
+here, on the event loop, and only what can take long goes to a thread. ``db`` gets two engines from
+``make_engines``; to everybody else they are engines like others. These are the promises, and
+``tests/test_sqlite_async.py`` has a test for each:
+
+1. The loop never waits for a lock of another process: SQLite is told not to wait (``timeout=0``),
+   the task sleeps and tries again, 5 seconds long. A statement that met a lock has changed nothing.
+2. The loop never waits for the disk to write: the writer's COMMIT runs in a thread.
+3. The loop never waits for a long statement. One that runs over its budget is interrupted, and runs
+   again in a thread. Only a SELECT, or what is first in its transaction, may be interrupted: with a
+   write, SQLite undoes the whole transaction. All other writes go to the thread at once.
+4. BEGIN, COMMIT and ROLLBACK have no budget, and are never interrupted.
+5. A transaction that SQLite has undone by itself (disk full, a read error) is over: what comes
+   after it, COMMIT too, fails with the same error. Else it would be done outside a transaction.
+6. A cancelled task tells its statement to stop, and waits until the thread is done with it. The
+   connection is never closed, or used by somebody else, while a thread is at work on it.
+7. A transaction that is open when its connection is closed is rolled back first: a cursor that
+   somebody still holds would keep the closed connection alive, and its lock.
+8. There is one writer; the pool of one is the queue for it. Readers cannot write, and leave it to
+   the writer to move the write-ahead log into the database. The writer opens first, for it makes
+   the log. A statement that is known to be slow goes straight to the thread.
+9. Transactions are ours alone: Python's own, which begin without a lock, are switched off in the
+   way that each version of Python has for it.
+"""
+
+import asyncio
+import math
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import URL, event
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool
+from sqlalchemy.util import await_
+from sqlalchemy.util.concurrency import in_greenlet
+
+# FULL: a commit that was answered is on the disk.
+WRITER = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+READER = ("query_only=ON", "wal_autocheckpoint=0")
+BUDGET = 0.003  # seconds of a statement on the loop
+STEPS = 1000  # SQLite looks at the clock once in so many steps of its machine, some 20 microseconds
+NO_TRANSACTIONS_BY_PYTHON: dict[str, Any] = (
+    {"autocommit": True} if sys.version_info >= (3, 12) else {"isolation_level": None}
+)
+
+slow: set[str] = set()  # statements that took longer than the budget when they last ran
+
+
+class Connection(sqlite3.Connection):
+    """A connection whose methods look as if they waited, as SQLAlchemy wants it.
+
+    They run in a greenlet; ``await_`` lets the loop go on until something is done.
+    """
+
+    writes: bool
+    patience: float
+    thread: ThreadPoolExecutor
+
+    deadline = math.inf  # a statement is interrupted when this is past
+    running: asyncio.Future[Any] | None = None  # what the thread is doing
+    first_busy = last_busy = 0.0
+    begun = False  # SQLAlchemy believes that a transaction is open
+    untouched = False  # and nothing has been done in it
+    failure: sqlite3.Error | None = None
+
+    def set_up(self, writes: bool, patience: float) -> None:
+        """Make the thread, and the clock that SQLite looks at."""
+        self.writes = writes
+        self.patience = patience
+        self.thread = ThreadPoolExecutor(1, "sqlite")
+        self.set_progress_handler(lambda: time.monotonic() > self.deadline, STEPS)
+
+    def cursor(self, *_: Any) -> "Cursor":  # type: ignore[override]
+        """Return one of our cursors."""
+        return Cursor(self)
+
+    def send(self, sql: str) -> None:
+        """Run a statement here and now."""
+        sqlite3.Cursor(self).execute(sql)
+
+    def begin(self) -> None:
+        """Begin a transaction. A writer takes the lock now, not when it has read what it read."""
+        sql = "BEGIN IMMEDIATE" if self.writes else "BEGIN"
+        self.run(lambda: self.send(sql))
+        self.begun = self.untouched = True
+        self.failure = None
+
+    def commit(self) -> None:
+        """Commit. Once this has returned, the transaction is on the disk."""
+        if self.begun:
+            self.check()
+            try:
+                self.run(lambda: self.send("COMMIT"), in_thread=self.writes)
+            finally:  # after a COMMIT that failed, SQLite is still in the transaction
+                self.rollback()
+
+    def rollback(self) -> None:
+        """Undo the transaction, if there is one."""
+        self.begun = False
+        if self.in_transaction:
+            self.run(lambda: self.send("ROLLBACK"))
+
+    def close(self) -> None:
+        """Roll back and close, in the thread and so after all that it does."""
+
+        def work() -> None:
+            if self.in_transaction:
+                self.send("ROLLBACK")
+            super(Connection, self).close()
+
+        closing = self.thread.submit(work)
+        self.thread.shutdown(wait=False)
+        if in_greenlet():  # else the garbage collector calls
+            await_(asyncio.wait([asyncio.wrap_future(closing)]))
+
+    def check(self) -> None:
+        """Raise an error if SQLite has undone the transaction."""
+        if self.begun and not self.in_transaction:
+            raise self.failure or sqlite3.OperationalError("the transaction is over")
+
+    def perform(self, sql: str, work: Callable[[], Any]) -> Any:
+        """Run a statement on the loop if it may be interrupted there and is quick, else not."""
+        self.check()
+        stoppable = sql[:6].upper() == "SELECT" or self.untouched
+        self.untouched = False
+        try:
+            if stoppable and sql not in slow:
+                try:
+                    result = self.run(work, budget=BUDGET)
+                    await_(nothing())
+                    return result
+                except sqlite3.OperationalError as error:
+                    if primary_code(error) != sqlite3.SQLITE_INTERRUPT:
+                        raise
+                if self.begun and not self.in_transaction:  # undone, and nothing was in it
+                    self.begin()
+                    self.untouched = False
+            result, seconds = self.run(lambda: timed(work), in_thread=True, stoppable=True)
+        except sqlite3.Error as error:
+            self.failure = error
+            raise
+        if seconds <= BUDGET:
+            slow.discard(sql)
+        elif len(slow) < 1000:
+            slow.add(sql)
+        return result
+
+    def run(
+        self,
+        work: Callable[[], Any],
+        budget: float = math.inf,
+        in_thread: bool = False,
+        stoppable: bool = False,
+    ) -> Any:
+        """Do something here or in the thread; while another process has the lock, try again."""
+        while True:
+            while self.running:  # for another task, which shares this connection
+                await_(asyncio.wait([self.running]))
+            try:
+                if in_thread:
+                    result = await_(self.wait_for_thread(work, stoppable))
+                else:
+                    self.deadline = time.monotonic() + budget
+                    result = work()
+                self.last_busy = 0.0
+                return result
+            except sqlite3.OperationalError as error:
+                if primary_code(error) != sqlite3.SQLITE_BUSY:
+                    raise
+                # If others have waited in vain just now, this one need not wait as long again.
+                now = time.monotonic()
+                if now - self.last_busy > self.patience:
+                    self.first_busy = now
+                self.last_busy = now
+                if now - self.first_busy > self.patience:
+                    raise
+            finally:
+                self.deadline = math.inf
+            await_(asyncio.sleep(0.005))
+
+    async def wait_for_thread(self, work: Callable[[], Any], stoppable: bool) -> Any:
+        """Do something in the thread; whatever happens, return when the thread is done."""
+        self.running = asyncio.get_running_loop().run_in_executor(self.thread, work)
+        cancelled = None
+        while not self.running.done():
+            try:
+                await asyncio.wait([self.running])
+            except asyncio.CancelledError as error:
+                cancelled = error
+                if stoppable:
+                    self.deadline = 0.0
+        done, self.running = self.running, None
+        if cancelled:
+            done.exception()  # whatever it was, being cancelled comes first
+            raise cancelled
+        return done.result()
+
+
+class Cursor(sqlite3.Cursor):
+    """A cursor that fetches all rows at once: they are read where the statement runs."""
+
+    connection: Connection
+    rows: Iterator[Any] = iter(())
+
+    def execute(self, sql: str, parameters: Any = ()) -> "Cursor":
+        """Run a statement and fetch its rows."""
+
+        def work() -> list[Any]:
+            super(Cursor, self).execute(sql, parameters)
+            return super(Cursor, self).fetchall()
+
+        self.rows = iter(self.connection.perform(sql, work))
+        return self
+
+    def executemany(self, sql: str, parameters: Any) -> "Cursor":
+        """Run a statement for each set of parameters."""
+        work = super().executemany
+        self.connection.perform(sql, lambda: work(sql, parameters))
+        return self
+
+    def __next__(self) -> Any:
+        """Return the next row."""
+        return next(self.rows)
+
+    def fetchone(self) -> Any:
+        """Return the next row, or None."""
+        return next(self.rows, None)
+
+    def fetchmany(self, size: int | None = None) -> list[Any]:
+        """Return the next rows."""
+        return list(islice(self.rows, size or self.arraysize))
+
+    def fetchall(self) -> list[Any]:
+        """Return all rows that are left."""
+        return list(self.rows)
+
+    async def _async_soft_close(self) -> None:
+        """Do nothing: SQLAlchemy calls this when it has the rows, and the statement is over."""
+
+
+async def nothing() -> None:
+    """Do nothing: SQLAlchemy insists that a statement awaits something."""
+
+
+def primary_code(error: sqlite3.Error) -> int:
+    """Return SQLite's code for an error, without the details; 0 if it is Python's own error."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """Return what some work returns, and the seconds of the processor that it took."""
+    began = time.thread_time()
+    return work(), time.thread_time() - began
+
+
+class Dialect(SQLiteDialect_pysqlite):
+    """SQLAlchemy's SQLite with the connections of this module."""
+
+    driver = "loop"
+    supports_statement_cache = True
+    is_async = True
+    has_terminate = True
+
+    @classmethod
+    def get_pool_class(cls, url: URL) -> type[Pool]:
+        """Return the pool that waits for connections without a thread."""
+        return AsyncAdaptedQueuePool
+
+    def connect(self, *args: Any, writes: bool, timeout: float = 5, **options: Any) -> Any:
+        """Open the file (https://docs.python.org/3/library/sqlite3.html#sqlite3.connect)."""
+        options |= {"timeout": 0, "check_same_thread": False, **NO_TRANSACTIONS_BY_PYTHON}
+        connection = sqlite3.connect(*args, factory=Connection, **options)
+        connection.set_up(writes, timeout)
+        try:
+            for pragma in WRITER if writes else READER:
+                connection.cursor().execute(f"PRAGMA {pragma}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def do_begin(self, dbapi_connection: Any) -> None:
+        """Begin a transaction; SQLAlchemy leaves it to the driver elsewhere."""
+        dbapi_connection.begin()
+
+    def set_isolation_level(self, dbapi_connection: Any, level: Any) -> None:
+        """Refuse: there is one level. AUTOCOMMIT would otherwise be ignored."""
+        raise ArgumentError("SQLite has no other isolation levels here")
+
+
+registry.register("sqlite.loop", __name__, "Dialect")
+
+
+def make_engines(url: URL, **options: Any) -> tuple[AsyncEngine, AsyncEngine]:
+    """Return engines for a file: one with the writer, one with four readers."""
+    url = url.set(drivername="sqlite+loop")
+    writer = create_async_engine(url, pool_size=1, connect_args={"writes": True}, **options)
+    reader = create_async_engine(url, pool_size=4, connect_args={"writes": False}, **options)
+
+    @event.listens_for(reader.sync_engine, "do_connect")
+    def open_the_writer_first(*_: Any) -> None:
+        pool: Any = writer.pool
+        if not pool.checkedin() and not pool.checkedout():
+            writer.sync_engine.connect().close()
+
+    return writer, reader

@@ -1,0 +1,481 @@
+"""What ``sqlite_async`` promises, number by number. A test that does not fail is not a guard.
+
+Nothing here measures how fast SQLite is: what is slow is made much slower than a busy machine is.
+"""
+
+import asyncio
+import gc
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+import sqlite_async
+from db import Engines, make_engines
+
+Test = Callable[[AsyncEngine, AsyncEngine], Awaitable[None]]
+
+# Counts to :n, a quarter of a second for each million, and calls tick() once, when it begins.
+COUNT = (
+    "(WITH RECURSIVE n(i) AS (SELECT tick() UNION ALL SELECT i + 1 FROM n WHERE i < :n)"
+    " SELECT i FROM n)"
+)
+READ = text(f"SELECT max(i) FROM {COUNT}")  # noqa: S608 (it is the text above)
+WRITE = text(f"INSERT INTO t SELECT i FROM {COUNT}")  # noqa: S608
+LONG = {"n": 2_000_000}
+ENDLESS = {"n": 10**9}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Return where the database will be."""
+    return tmp_path / "a.db"
+
+
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the threads in which tick() was called: where statements ran."""
+    names: list[str] = []
+
+    def tick() -> int:
+        names.append(threading.current_thread().name.partition("_")[0])
+        return 1
+
+    set_up = sqlite_async.Connection.set_up
+
+    def set_up_with_tick(connection: Any, *args: Any) -> None:
+        set_up(connection, *args)
+        connection.create_function("tick", 0, tick)
+
+    monkeypatch.setattr(sqlite_async.Connection, "set_up", set_up_with_tick)
+    monkeypatch.setattr(sqlite_async, "slow", set())
+    return names
+
+
+def run(file: Path, test: Test, options: str = "") -> None:
+    """Run a test's coroutine with the engines of a new file, which has a table ``t``."""
+
+    async def with_engines() -> None:
+        engines: Engines = make_engines(make_url(f"sqlite:///{file}{options}"), 1)
+        try:
+            async with engines.writer.begin() as writing:
+                await writing.execute(text("CREATE TABLE t (i)"))
+            await asyncio.wait_for(test(*engines), 30)
+        finally:
+            for engine in engines:
+                await engine.dispose()
+
+    asyncio.run(with_engines())
+
+
+def rows(file: Path) -> list[int]:
+    """Return what is in the table, as somebody else sees it."""
+    connection = sqlite3.connect(file)
+    try:
+        return [row[0] for row in connection.execute("SELECT i FROM t ORDER BY i LIMIT 5")]
+    finally:
+        connection.close()
+
+
+async def stall(work: Awaitable[Any]) -> float:
+    """Wait for something; return the longest part of that time in which the loop did nothing else.
+
+    A part, not seconds: on a busy machine everything takes longer.
+    """
+    longest = 0.0
+    began = last = time.monotonic()
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        await asyncio.wait([task], timeout=0.005)
+        now = time.monotonic()
+        longest, last = max(longest, now - last), now
+    await task
+    return longest / (last - began)
+
+
+async def until_in_thread(ticks: list[str]) -> None:
+    """Wait until a statement runs in a thread."""
+    while "sqlite" not in ticks:  # noqa: ASYNC110 (it is the thread that says so)
+        await asyncio.sleep(0.01)
+
+
+async def insert(engine: AsyncEngine, i: int) -> None:
+    """Store a number."""
+    async with engine.begin() as writing:
+        await writing.execute(text("INSERT INTO t VALUES (:i)"), {"i": i})
+
+
+async def driver(connection: AsyncConnection) -> sqlite_async.Connection:
+    """Return the connection below SQLAlchemy's."""
+    found = (await connection.get_raw_connection()).driver_connection
+    assert isinstance(found, sqlite_async.Connection)
+    return found
+
+
+async def cancel(task: asyncio.Task[Any]) -> float:
+    """Cancel a task; return how long it took to end."""
+    began = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    return time.monotonic() - began
+
+
+def test_1_loop_does_not_wait_for_a_lock(file: Path) -> None:
+    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
+        outside = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+        outside.execute("BEGIN IMMEDIATE")
+        threading.Timer(1, lambda: outside.execute("ROLLBACK")).start()
+        assert await stall(insert(writer, 1)) < 0.5
+        outside.close()
+
+    run(file, test)
+    assert rows(file) == [1]
+
+
+def test_1_patience_ends_for_all_who_wait_for_one_lock(file: Path) -> None:
+    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
+        outside = sqlite3.connect(file, isolation_level=None)
+        outside.execute("BEGIN IMMEDIATE")
+
+        async def refused(after: float) -> float:
+            await asyncio.sleep(after)
+            with pytest.raises(OperationalError) as caught:
+                await insert(writer, 1)
+            assert getattr(caught.value.orig, "sqlite_errorname", "") == "SQLITE_BUSY"
+            return time.monotonic()
+
+        began = time.monotonic()
+        first, second = await asyncio.gather(refused(0), refused(0.7))
+        assert first - began >= 1
+        assert second - first < 0.5, "the second waited all over again"
+        outside.execute("ROLLBACK")
+        outside.close()
+        await insert(writer, 2)
+
+    run(file, test, "?timeout=1")
+    assert rows(file) == [2]
+
+
+@pytest.fixture
+def slow_commit(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let every COMMIT take half a second, as on a slow disk; return the threads of those done."""
+    threads: list[str] = []
+    send = sqlite_async.Connection.send
+
+    def slow_send(connection: Any, sql: str) -> None:
+        if sql == "COMMIT":
+            time.sleep(0.5)
+        send(connection, sql)
+        if sql == "COMMIT":
+            threads.append(threading.current_thread().name)
+
+    monkeypatch.setattr(sqlite_async.Connection, "send", slow_send)
+    return threads
+
+
+def test_2_loop_does_not_wait_for_a_commit(file: Path, slow_commit: list[str]) -> None:
+    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
+        assert await stall(insert(writer, 1)) < 0.5
+
+    run(file, test)
+    assert rows(file) == [1]
+
+
+def test_3_loop_does_not_wait_for_a_long_query(file: Path, ticks: list[str]) -> None:
+    async def test(_: AsyncEngine, reader: AsyncEngine) -> None:
+        async def read() -> None:
+            async with reader.connect() as reading:
+                assert await reading.scalar(READ, LONG) == LONG["n"]
+
+        assert await stall(read()) < 0.5
+        assert ticks == ["MainThread", "sqlite"]
+
+    run(file, test)
+
+
+def test_3_loop_does_not_wait_for_a_long_write(file: Path, ticks: list[str]) -> None:
+    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
+        async def write() -> None:
+            async with writer.begin() as writing:
+                await writing.execute(WRITE, LONG)
+                assert await writing.scalar(text("SELECT count(*) FROM t")) == LONG["n"]
+
+        assert await stall(write()) < 0.5
+        assert ticks == ["MainThread", "sqlite"]
+
+    run(file, test)
+    assert rows(file) == [1, 2, 3, 4, 5]
+
+
+def test_3_what_was_written_before_a_long_write_is_kept(file: Path, ticks: list[str]) -> None:
+    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
+        async with writer.begin() as writing:
+            await writing.execute(text("INSERT INTO t VALUES (-1)"))
+            await writing.execute(WRITE, LONG)
+        assert ticks == ["sqlite"]
+
+    run(file, test)
+    assert rows(file) == [-1, 1, 2, 3, 4]
+
+
+def test_3_long_query_in_a_transaction_leaves_it_as_it_is(file: Path, ticks: list[str]) -> None:
+    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
+        async with writer.begin() as writing:
+            await writing.execute(text("INSERT INTO t VALUES (-1)"))
+            await writing.execute(READ, LONG)
+            await writing.execute(text("INSERT INTO t VALUES (-2)"))
+
+    run(file, test)
+    assert rows(file) == [-2, -1]
+
+
+def test_4_transactions_begin_and_end_without_a_budget(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_async, "STEPS", 1)  # SQLite looks at the clock all the time
+
+    async def test(writer: AsyncEngine, reader: AsyncEngine) -> None:
+        for i in range(5):
+            async with writer.connect() as writing:
+                await writing.execute(text("INSERT INTO t VALUES (:i)"), {"i": i})
+                time.sleep(2 * sqlite_async.BUDGET)  # noqa: ASYNC251 (the statement is over)
+                await (writing.rollback() if i % 2 else writing.commit())
+            async with reader.connect() as reading:
+                await reading.execute(text("SELECT * FROM t"))
+                time.sleep(2 * sqlite_async.BUDGET)  # noqa: ASYNC251
+
+    run(file, test)
+    assert rows(file) == [0, 2, 4]
+
+
+def test_5_transaction_that_sqlite_has_undone_is_over(file: Path) -> None:
+    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
+        async with writer.begin() as writing:
+            await writing.execute(text("CREATE UNIQUE INDEX one ON t (i)"))
+        async with writer.connect() as writing:
+            await writing.execute(text("INSERT INTO t VALUES (1)"))
+            for sql in ("INSERT OR ROLLBACK INTO t VALUES (1)", "INSERT INTO t VALUES (2)"):
+                with pytest.raises(IntegrityError, match="UNIQUE"):
+                    await writing.execute(text(sql))
+            with pytest.raises(IntegrityError, match="UNIQUE"):
+                await writing.commit()
+        await insert(writer, 3)
+
+    run(file, test)
+    assert rows(file) == [3]
+
+
+@pytest.mark.parametrize("sql", [READ, WRITE])
+def test_6_cancelled_statement_stops_and_is_waited_for(
+    file: Path, ticks: list[str], monkeypatch: pytest.MonkeyPatch, sql: Any
+) -> None:
+    ended: list[bool] = []
+    timed = sqlite_async.timed
+
+    def timed_to_the_end(work: Any) -> Any:
+        try:
+            return timed(work)
+        finally:
+            time.sleep(0.2)
+            ended.append(True)
+
+    monkeypatch.setattr(sqlite_async, "timed", timed_to_the_end)
+
+    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
+        async def write() -> None:
+            async with writer.begin() as writing:
+                await writing.execute(text("INSERT INTO t VALUES (-1)"))
+                ended.clear()
+                await writing.execute(sql, ENDLESS)
+
+        task = asyncio.create_task(write())
+        await until_in_thread(ticks)
+        assert await cancel(task) < 5
+        assert ended == [True], "the thread was still at work"
+        await insert(writer, 1)
+
+    run(file, test)
+    assert rows(file) == [1]
+
+
+def test_6_cancelled_commit_is_done_all_the_same(file: Path, slow_commit: list[str]) -> None:
+    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
+        done = len(slow_commit)
+        task = asyncio.create_task(insert(writer, 1))
+        await asyncio.sleep(0.2)
+        for _tries in range(3):
+            task.cancel()
+            await asyncio.sleep(0.01)
+        assert not task.done()
+        await cancel(task)
+        assert len(slow_commit) == done + 1
+        assert rows(file) == [1]
+        await insert(writer, 2)
+
+    run(file, test)
+    assert rows(file) == [1, 2]
+
+
+def test_6_two_tasks_on_one_connection_take_turns(file: Path, ticks: list[str]) -> None:
+    async def test(_: AsyncEngine, reader: AsyncEngine) -> None:
+        async with reader.connect() as reading:
+
+            async def read_later() -> None:
+                await until_in_thread(ticks)
+                assert await reading.scalar(text("SELECT 7")) == 7
+
+            both = asyncio.gather(reading.scalar(READ, LONG), read_later())
+            assert await stall(both) < 0.5
+            assert (await both)[0] == LONG["n"]
+
+    run(file, test)
+
+
+def test_6_connection_is_not_closed_while_its_thread_is_at_work(
+    file: Path, ticks: list[str]
+) -> None:
+    async def test(_: AsyncEngine, reader: AsyncEngine) -> None:
+        reading = await reader.connect()
+        task = asyncio.create_task(reading.execute(READ, LONG))
+        await until_in_thread(ticks)
+        below = await driver(reading)
+        closed: list[bool] = []
+
+        async def close() -> None:
+            await reading.invalidate()
+            closed.append(True)
+
+        closing = asyncio.create_task(close())
+        await asyncio.sleep(0.1)
+        assert not closed
+        await asyncio.gather(task, closing)
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            below.send("SELECT 1")
+        await reading.close()
+
+    run(file, test)
+
+
+def test_7_cursor_left_behind_holds_no_lock(file: Path) -> None:
+    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
+        await insert(writer, 1)
+        await insert(writer, 2)
+        async with writer.connect() as writing:
+            await writing.execute(text("INSERT INTO t VALUES (3)"))
+            left_behind = sqlite3.Cursor(await driver(writing)).execute("SELECT * FROM t")
+            await writing.invalidate()
+        outside = sqlite3.connect(file, timeout=0, isolation_level=None)
+        outside.execute("BEGIN IMMEDIATE")
+        outside.close()
+        del left_behind
+
+    run(file, test)
+    assert rows(file) == [1, 2]
+
+
+def test_8_writers_queue_for_one_connection(file: Path) -> None:
+    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
+        async with writer.connect():
+            waiting = asyncio.create_task(insert(writer, 1))
+            await asyncio.sleep(0.1)
+            assert not waiting.done()
+        await waiting
+
+    run(file, test)
+
+
+def test_8_writer_opens_first(file: Path) -> None:
+    async def test() -> None:
+        engines = make_engines(make_url(f"sqlite:///{file}"), 1)
+        async with engines.reader.connect() as reading:
+            assert await reading.scalar(text("PRAGMA journal_mode")) == "wal"
+        for engine in engines:
+            await engine.dispose()
+
+    asyncio.run(test())
+
+
+def test_8_slow_statement_goes_to_the_thread_until_it_is_quick(
+    file: Path, ticks: list[str]
+) -> None:
+    async def test(_: AsyncEngine, reader: AsyncEngine) -> None:
+        async with reader.connect() as reading:
+            for n in (10**6, 10**6, 1, 1):
+                assert await reading.scalar(READ, {"n": n}) == n
+        assert ticks == ["MainThread", "sqlite", "sqlite", "sqlite", "MainThread"]
+
+    run(file, test)
+
+
+def test_9_python_begins_no_transactions(file: Path) -> None:
+    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
+        async with writer.connect() as writing:
+            connection = await driver(writing)
+            connection.send("INSERT INTO t VALUES (1)")
+            assert not connection.in_transaction
+            if sys.version_info >= (3, 12):
+                assert connection.autocommit is True
+        async with writer.connect() as writing:
+            with pytest.raises(ArgumentError):
+                await writing.execution_options(isolation_level="AUTOCOMMIT")
+
+    run(file, test)
+
+
+def test_nothing_is_left_when_the_engines_are_disposed_of(file: Path, ticks: list[str]) -> None:
+    async def test(writer: AsyncEngine, reader: AsyncEngine) -> None:
+        await insert(writer, 1)
+        async with reader.connect() as reading:
+            await reading.execute(READ, LONG)
+
+    run(file, test)
+    assert [path.name for path in file.parent.iterdir()] == [file.name], "the log is in use"
+    deadline = time.monotonic() + 5
+    while names := [t.name for t in threading.enumerate() if t.name.startswith("sqlite")]:
+        assert time.monotonic() < deadline, names
+        time.sleep(0.01)
+
+
+def test_forgotten_connection_is_closed_by_the_garbage_collector(file: Path) -> None:
+    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
+        async def forget() -> None:
+            writing = await writer.connect()
+            await writing.execute(text("INSERT INTO t VALUES (1)"))
+
+        await forget()
+        with pytest.warns(Warning, match="garbage collector"):
+            gc.collect()
+        await insert(writer, 2)
+
+    run(file, test)
+    assert rows(file) == [2]
+
+
+def test_process_ends_though_nobody_closed_anything(file: Path) -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from sqlalchemy import make_url, text\n"
+        "from db import make_engines\n"
+        "async def main():\n"
+        "    engines = make_engines(make_url(f'sqlite:///{sys.argv[1]}'), 1)\n"
+        "    async with engines.writer.begin() as connection:\n"
+        "        await connection.execute(text('CREATE TABLE t (i)'))\n"
+        "asyncio.run(main())\n"
+    )
+    command = [sys.executable, "-c", code, str(file)]
+    result = subprocess.run(
+        command, cwd=file.parent, env={"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=20
+    )
+    assert (result.returncode, result.stderr) == (0, b"")

@@ -10,7 +10,7 @@ run: $(VENV)/run.stamp
 	$(VENV)/bin/uvicorn app:app --port $(PORT) --timeout-graceful-shutdown 10
 
 test: $(VENV)/dev.stamp
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest -n auto
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .

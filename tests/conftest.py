@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -16,8 +17,12 @@ from typing import Any
 import httpx
 import pytest
 from databases import BACKENDS, Database, Missing
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parent.parent
+
+# For clients of the app, which speaks no TLS: else each reads the machine's certificates first.
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 tested: dict[str, str] = {}
 missing: dict[str, str] = {}
@@ -35,6 +40,37 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
         if os.environ.get("REQUIRE_ALL_DATABASES"):
             pytest.fail(str(error))
         pytest.skip(str(error))
+
+
+class ByDatabase(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
+    """Gives each database's tests to one worker, so that its server starts once; others to any."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        parameters = nodeid.partition("[")[2].removesuffix("]").split("-")
+        return next((name for name in BACKENDS if name in parameters), nodeid)
+
+
+# The hooks of pytest-xdist, which may be switched off.
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Distribute the tests (--dist loadgroup, made for this, does nothing on pytest 9.2)."""
+    return ByDatabase(config, log)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a worker, tell what it has tested on."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["databases"] = tested, missing
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker has tested on; one that crashed says nothing."""
+    if hasattr(node, "workeroutput"):
+        for mine, workers in zip((tested, missing), node.workeroutput["databases"], strict=True):
+            mine.update(workers)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -94,13 +130,14 @@ def serve(
             process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
             raise
 
 
 def answers(url: str) -> bool:
     """Return whether a GET succeeds."""
     try:
-        return httpx.get(url, timeout=5).is_success
+        return httpx.get(url, timeout=5, verify=NO_TLS).is_success
     except httpx.TransportError:
         return False
 
@@ -149,8 +186,8 @@ class Documented:
 
 @pytest.fixture(scope="session")
 def session_client(server: Server) -> Iterator[httpx.Client]:
-    """Yield one client for all tests: each new one reads the machine's certificates."""
-    with httpx.Client(base_url=server.url, timeout=30, trust_env=False) as client:
+    """Yield one client for all tests."""
+    with httpx.Client(base_url=server.url, timeout=30, trust_env=False, verify=NO_TLS) as client:
         yield client
 
 

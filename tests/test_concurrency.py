@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ROOT, Server, serve
+from conftest import NO_TLS, ROOT, Server, serve
 from databases import Database
 from test_contract import User, add, read_all
 
@@ -23,24 +23,30 @@ Work = Callable[[httpx.AsyncClient], Awaitable[Any]]
 
 @asynccontextmanager
 async def open_client(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    """Yield an async client with as many connections as it likes.
+    """Yield an async client.
 
     It gives up an idle connection before uvicorn does (after 5 seconds), so that none is closed
     at the moment when it is used again.
     """
-    limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
+    limits = httpx.Limits(keepalive_expiry=2)
     async with httpx.AsyncClient(
-        base_url=url, timeout=60, limits=limits, trust_env=False
+        base_url=url, timeout=60, limits=limits, trust_env=False, verify=NO_TLS
     ) as client:
         yield client
 
 
 def at_once(server: Server, *work: Work) -> list[Any]:
-    """Do all the work at the same time, and return what each part of it returned."""
+    """Do all the work at the same time, and return what each part of it returned.
+
+    Each part has a client of its own: one with many connections goes through all of them each time.
+    """
+
+    async def do(part: Work) -> Any:
+        async with open_client(server.url) as client:
+            return await part(client)
 
     async def run() -> list[Any]:
-        async with open_client(server.url) as client:
-            return await asyncio.gather(*(part(client) for part in work))
+        return await asyncio.gather(*(do(part) for part in work))
 
     return asyncio.run(run())
 

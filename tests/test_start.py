@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ROOT, free_port, serve, wait_until
+from conftest import NO_TLS, ROOT, free_port, serve, wait_until
 from databases import BACKENDS, Database
 from sqlalchemy.engine import make_url
 from test_contract import add, read_all
@@ -293,7 +293,7 @@ def test_four_workers_start_together_on_an_empty_database(
     ):
         wait_until(lambda: server.printed().count("startup complete") == 4, server.printed)
         for _ in range(10):
-            assert httpx.get(f"{server.url}/readyz").is_success
+            assert httpx.get(f"{server.url}/readyz", verify=NO_TLS).is_success
         add(client)
         printed = server.printed()
         assert "ERROR" not in printed, printed

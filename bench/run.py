@@ -87,7 +87,8 @@ PACKAGES += ["django", "django-ninja", "gunicorn"]
 RESULTS, PICTURE = BENCH / "results.json", BENCH / "results.svg"
 
 # The server that is measured has a core to itself; wrk and PostgreSQL have the others.
-SERVER_CORE, *LOAD_CORES = sorted(os.sched_getaffinity(0))
+CORES = sorted(os.sched_getaffinity(0))
+SERVER_CORE, LOAD_CORES = CORES[0], CORES[1:] or CORES
 
 # The table of the peers; Roster makes its own.
 USERS = Table(
@@ -102,7 +103,7 @@ USERS = Table(
     sqlite_autoincrement=True,
 )
 
-console = Console()
+console = Console(width=max(Console().width, 116))  # as wide as the tables, in a file too
 
 
 def new_user(number: int) -> dict[str, str]:
@@ -138,22 +139,27 @@ class Server:
         self.log = log
 
     def wait(self) -> None:
-        """Return once it answers; end the run if it does not."""
+        """Return once it answers, and keep it to its core from now on; end the run if it cannot."""
         deadline = time.monotonic() + 60
         while True:
             try:
                 self.client.get("/users/1")
-                return
+                break
             except httpx.TransportError:
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     sys.exit(f"{self.peer.title} does not serve:\n{self.log.read_text()}")
                 time.sleep(0.1)
+        for thread in (thread for process in self.family() for thread in process.threads()):
+            os.sched_setaffinity(thread.id, {SERVER_CORE})
 
-    def used(self) -> tuple[float, float]:
-        """Return the seconds its processes have computed, and the MB the largest of them has."""
+    def family(self) -> list[Any]:
+        """Return its process and its workers."""
         server = psutil.Process(self.process.pid)
-        family = [server, *server.children(recursive=True)]
-        return seconds(family), max(one.memory_info().rss for one in family) / 1e6
+        return [server, *server.children(recursive=True)]
+
+    def memory(self) -> float:
+        """Return the MB that its largest process has in memory."""
+        return max(float(process.memory_info().rss) for process in self.family()) / 1e6
 
 
 def seconds(processes: list[Any]) -> float:
@@ -174,8 +180,7 @@ def serve(name: str, peer: Peer, database_url: str = "") -> Iterator[Server]:
             command = [sys.executable, *peer.serve.format(port=port).split()]
             process = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=out)
         try:
-            if LOAD_CORES:
-                os.sched_setaffinity(process.pid, {SERVER_CORE})
+            os.sched_setaffinity(process.pid, CORES)  # until it serves, it may be quick
             yield Server(peer, f"http://127.0.0.1:{port}", process, log)
         finally:
             process.terminate()
@@ -228,27 +233,28 @@ def measure(server: Server, script: list[str], length: int) -> dict[str, float]:
 
     An answer that is no success ends the run: it is not known what else would be wrong.
     """
-    runner = psutil.Process()
     wrk = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{length}s", "--timeout=10s"]
     wrk += [f"--script={BENCH}/load.lua", str(server.client.base_url), "--", *script]
-    before, wrk_before, all_before = server.used()[0], load(), seconds(runner.children(True))
-    began = time.monotonic()
+    before, began = times(server), time.monotonic()
     printed = subprocess.run(wrk, check=True, capture_output=True, text=True).stdout
     took = time.monotonic() - began
-    after, wrk_after, all_after = server.used()[0], load(), seconds(runner.children(True))
+    after = times(server)
     seen: dict[str, float] = json.loads(printed.splitlines()[-1])
     if seen.pop("failed"):
         sys.exit(f"{server.peer.title}: not every answer is a success:\n{printed}")
-    seen["server"] = (after - before) / took
-    seen["wrk"] = (wrk_after - wrk_before) / took
-    seen["database"] = (all_after - all_before) / took - seen["server"]
+    for who, used in after.items():
+        seen[who] = (used - before[who]) / took
     return seen
 
 
-def load() -> float:
-    """Return for how long the wrks have computed that have ended."""
-    used = getrusage(RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def times(server: Server) -> dict[str, float]:
+    """Return for how many seconds each has computed so far: server, wrk, database, and others."""
+    every = psutil.cpu_times()
+    every = float(sum(every) - every.idle - every.iowait - every.guest - every.guest_nice)
+    used = getrusage(RUSAGE_CHILDREN)  # of those that have ended: wrk
+    wrk, own = used.ru_utime + used.ru_stime, seconds(server.family())
+    running = seconds(psutil.Process().children(recursive=True))
+    return {"server": own, "wrk": wrk, "database": running - own, "others": every - running - wrk}
 
 
 def scripts(cursors: list[str], folder: Path) -> dict[str, list[str]]:
@@ -316,7 +322,7 @@ def run(backends: list[str], names: list[str], rounds: int, length: int) -> Resu
     with Progress(*shown, console=console, transient=True) as progress:
         task = progress.add_task("", total=steps)
 
-        def step(server: Server, operation: str, what: str, script: list[str]) -> Any:
+        def step(server: Server, operation: str, what: str, script: list[str], length: int) -> Any:
             name = f"{server.peer.title}: {OPERATIONS[operation].lower()}{what}"
             progress.update(task, description=name)
             seen = measure(server, script, length)
@@ -328,7 +334,7 @@ def run(backends: list[str], names: list[str], rounds: int, length: int) -> Resu
             # Any cursor will do.
             for operation, script in scripts(["1"], Path(name)).items():
                 script = [*script, "raw"] if operation == "create" else script
-                results["raw"][operation] = step(server, operation, "", script)
+                results["raw"][operation] = step(server, operation, "", script, 1)
         for backend in backends:
             progress.update(task, description=f"{DATABASES[backend]}: start, fill, check")
             with peers_on(backend, names) as (servers, product), ExitStack() as stack:
@@ -347,9 +353,9 @@ def run(backends: list[str], names: list[str], rounds: int, length: int) -> Resu
                             if operation == "create":
                                 script = [*script, f"round{number}"]
                             what = f", {DATABASES[backend]}, round {number}"
-                            seen = step(servers[name], operation, what, script)
+                            seen = step(servers[name], operation, what, script, length)
                             cells[operation][name].append(seen)
-                used = {name: server.used()[1] for name, server in servers.items()}
+                used = {name: server.memory() for name, server in servers.items()}
                 results["memory"][backend] = used
     return results
 
@@ -387,9 +393,19 @@ def report(results: Results) -> None:
             f" {settings['rounds']} x {settings['seconds']} s",
             title_justify="left",
         )
-        grid.add_column("")
-        grid.add_column("")
-        for heading in ("req/s", "p50 ms", "p99 ms", "Roster is", "goal", "cores", "DB", "wrk"):
+        grid.add_column("", no_wrap=True)
+        grid.add_column("", no_wrap=True)
+        for heading in (
+            "req/s",
+            "p50 ms",
+            "p99 ms",
+            "Roster is",
+            "goal",
+            "core",
+            "us/req",
+            "DB",
+            "wrk",
+        ):
             grid.add_column(heading, justify="right", no_wrap=True)
         for operation, peers in operations.items():
             for name, cells in peers.items():
@@ -402,7 +418,9 @@ def report(results: Results) -> None:
                     good = times >= PEERS[name].goal
                     colour, word = ("green", "pass") if good else ("red", "FAIL")
                     row += [f"{times:.2f}x", f"[{colour}]{PEERS[name].goal:g}x {word}[/]"]
-                row += [f"{median(cells, key):.0%}" for key in ("server", "database", "wrk")]
+                row += [f"{median(cells, 'server'):.0%}"]
+                row += [f"{median(cells, 'server') / median(cells, 'rps') * 1e6:,.0f}"]
+                row += [f"{median(cells, key):.0%}" for key in ("database", "wrk")]
                 first = OPERATIONS[operation] if name == next(iter(peers)) else ""
                 grid.add_row(first, PEERS[name].title, *row)
             grid.add_section()
@@ -410,18 +428,22 @@ def report(results: Results) -> None:
         memory = results["memory"][backend].items()
         console.print("MB:", ", ".join(f"{PEERS[name].title} {mb:.0f}" for name, mb in memory))
     every = [
-        (operation, median(cells, "rps"), median(cells, "wrk"))
+        (operation, median(cells, "rps"), median(cells, "wrk"), median(cells, "others"))
         for operations in results["cells"].values()
         for operation, peers in operations.items()
         for cells in peers.values()
     ]
-    console.print(f"wrk took at most {max(wrk for *_, wrk in every):.0%} of a core;", end=" ")
+    console.print(f"wrk took at most {max(wrk for _, _, wrk, _ in every):.0%} of a core;", end=" ")
     console.print("from fixed bytes, without any framework, it gets:")
     for operation, raw in results["raw"].items():
-        best = max(rps for name, rps, _ in every if name == operation)
+        best = max(rps for name, rps, *_ in every if name == operation)
         title = OPERATIONS[operation].lower()
         console.print(f"  {title}: {raw['rps']:,.0f} req/s, {raw['rps'] / best:.1f}x the fastest")
-    console.print(f"{results['machine']}, {results['date']}")
+    others = statistics.median(share for *_, share in every)
+    console.print(f"{results['machine']}, {results['date']};", end=" ")
+    console.print(f"other programs took {others:.0%} of a core meanwhile")
+    if others > 0.1:
+        console.print("[red]The machine was busy: these are no numbers to publish.[/]")
 
 
 def draw(results: Results) -> None:
@@ -506,8 +528,7 @@ def main() -> None:
         args.rounds, args.seconds = 1, 2
     if shutil.which("wrk") is None:
         sys.exit("no wrk here: install Debian's wrk")
-    if LOAD_CORES:
-        os.sched_setaffinity(0, LOAD_CORES)  # PostgreSQL and wrk inherit it
+    os.sched_setaffinity(0, LOAD_CORES)  # wrk and PostgreSQL inherit it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     try:
         results = run(args.backend, args.peers, args.rounds, args.seconds)

@@ -99,8 +99,8 @@ class UserController(Controller):
             User.id > cursor, filters.OrderBy("id"), filters.LimitOffset(limit + 1, 0)
         )
         following = str(found[limit - 1].id) if len(found) > limit else None
-        items = [users.to_schema(user, schema_type=UserRead) for user in found[:limit]]
-        return UserPage(items=items, next=following)
+        page = users.to_schema(found[:limit], schema_type=UserRead)
+        return UserPage(items=page.items, next=following)
 
     @get("/{user_id:int}")
     async def read_user(self, users: UserService, user_id: int) -> UserRead:

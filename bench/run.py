@@ -460,6 +460,7 @@ def draw(results: Results) -> None:
     }
     with rc_context(style):
         figure = Figure(figsize=(10, 7.2), layout="constrained", facecolor="white")
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
         grid = figure.subplots(
             len(OPERATIONS), len(results["cells"]), sharex="row", sharey=True, squeeze=False
         )
@@ -508,7 +509,7 @@ def draw(results: Results) -> None:
             ha="left",
             fontsize=8,
         )
-        figure.savefig(PICTURE, metadata={"Date": None})
+        figure.savefig(PICTURE, metadata={"Date": None, "Creator": None})
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import psutil
@@ -200,10 +201,11 @@ def check(server: Server) -> list[str]:
             sys.exit(f"{title}: {what}\n{server.log.read_text()}")
 
     def same(user: dict[str, Any], number: int) -> bool:
-        times = [datetime.fromisoformat(user[name]) for name in ("created_at", "updated_at")]
         return (
             user.keys() == FIELDS
-            and all(time.tzinfo for time in times)
+            and all(
+                datetime.fromisoformat(user[f"{what}_at"]).tzinfo for what in ("created", "updated")
+            )
             and user == {**user, **new_user(number), "id": number, "version": 1}
         )
 
@@ -261,7 +263,7 @@ def scripts(cursors: list[str], folder: Path) -> dict[str, list[str]]:
     """Return what load.lua is told for each operation; the same users and pages for every peer."""
     chance = random.Random(1)
     ids = [chance.randint(1, ROWS) for _ in range(ROWS)]
-    pages = ["", *(f"&cursor={cursor}" for cursor in cursors)]
+    pages = ["", *("&" + urlencode({"cursor": cursor}) for cursor in cursors)]
     chance.shuffle(pages)
     one, many = folder / "get", folder / "list"
     one.write_text("\n".join(f"/users/{number}" for number in ids))

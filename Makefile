@@ -1,10 +1,12 @@
 # run, test, lint: the three commands. Each makes .venv first if it is not there or is out of date.
+# bench measures, in a virtual environment of its own; bench-quick in less than two minutes.
 
 PYTHON ?= python3
 VENV ?= .venv
+BENCH_VENV ?= .venv-bench
 PORT ?= 8000
 
-.PHONY: run test lint
+.PHONY: run test lint bench bench-quick
 
 run: $(VENV)/run.stamp
 	$(VENV)/bin/uvicorn app:app --port $(PORT) --timeout-graceful-shutdown 10
@@ -17,9 +19,15 @@ lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy .
 
-$(VENV)/bin/python:
+bench: $(BENCH_VENV)/bench.stamp
+	$(BENCH_VENV)/bin/python bench/run.py
+
+bench-quick: $(BENCH_VENV)/bench.stamp
+	$(BENCH_VENV)/bin/python bench/run.py --quick
+
+$(VENV)/bin/python $(BENCH_VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Roster needs Python 3.11 or later, this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@:/bin/python=)
 
 $(VENV)/run.stamp: requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
@@ -28,3 +36,7 @@ $(VENV)/run.stamp: requirements.txt | $(VENV)/bin/python
 $(VENV)/dev.stamp: requirements.txt requirements-dev.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@ $(VENV)/run.stamp
+
+$(BENCH_VENV)/bench.stamp: requirements.txt bench/requirements.txt | $(BENCH_VENV)/bin/python
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r bench/requirements.txt
+	touch $@

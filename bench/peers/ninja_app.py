@@ -1,0 +1,119 @@
+"""Django Ninja on Django's ORM: sync views, persistent connections, no middleware."""
+
+import os
+from datetime import datetime
+from typing import Annotated
+from urllib.parse import unquote, urlsplit
+
+import django
+from django.conf import settings
+from pydantic import EmailStr, StringConstraints
+
+url = urlsplit(os.environ["DATABASE_URL"])
+if url.scheme == "sqlite":
+    database = {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": url.path.removeprefix("/"),
+        "OPTIONS": {
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 5,
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL",
+        },
+    }
+else:
+    database = {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": url.path.removeprefix("/"),
+        "USER": unquote(url.username or ""),
+        "PASSWORD": unquote(url.password or ""),
+        "HOST": url.hostname,
+        "PORT": url.port,
+    }
+settings.configure(
+    ALLOWED_HOSTS=["127.0.0.1"],
+    DATABASES={"default": {**database, "CONN_MAX_AGE": None}},
+    ROOT_URLCONF=__name__,
+    SECRET_KEY="nothing here is signed",  # noqa: S106  # there are no sessions, no cookies
+    USE_TZ=True,
+)
+django.setup()
+
+# Django wants to be set up before a model is made.
+from django.core.wsgi import get_wsgi_application  # noqa: E402
+from django.db import IntegrityError, models  # noqa: E402
+from django.shortcuts import get_object_or_404  # noqa: E402
+from django.urls import path  # noqa: E402
+from ninja import NinjaAPI, Query, Schema  # noqa: E402
+from ninja.errors import HttpError  # noqa: E402
+
+
+class User(models.Model):
+    """The table."""
+
+    id = models.BigAutoField(primary_key=True)
+    name = models.CharField(max_length=100)
+    email = models.EmailField(max_length=254, unique=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+    version = models.IntegerField(default=1)
+
+    class Meta:
+        """Where it is."""
+
+        app_label = "bench"
+        db_table = "users"
+
+
+class UserCreate(Schema):
+    """What comes in."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    email: Annotated[EmailStr, StringConstraints(max_length=254)]
+
+
+class UserRead(Schema):
+    """What goes out."""
+
+    id: int
+    name: str
+    email: str
+    created_at: datetime
+    updated_at: datetime
+    version: int
+
+
+class UserPage(Schema):
+    """A page of users."""
+
+    items: list[UserRead]
+    next: str | None
+
+
+api = NinjaAPI()
+
+
+@api.post("/users/", response={201: UserRead})
+def create_user(request, data: UserCreate):
+    """Add a user."""
+    try:
+        return 201, User.objects.create(**data.dict())
+    except IntegrityError:
+        raise HttpError(409, "Email taken") from None
+
+
+@api.get("/users/", response=UserPage)
+def read_users(request, cursor: int = 0, limit: Annotated[int, Query(ge=1, le=200)] = 50):
+    """List users."""
+    users = list(User.objects.filter(id__gt=cursor).order_by("id")[: limit + 1])
+    following = str(users[limit - 1].id) if len(users) > limit else None
+    return {"items": users[:limit], "next": following}
+
+
+@api.get("/users/{user_id}", response=UserRead)
+def read_user(request, user_id: int):
+    """Return a user."""
+    return get_object_or_404(User, id=user_id)
+
+
+urlpatterns = [path("", api.urls)]
+app = get_wsgi_application()

@@ -170,7 +170,7 @@ class Millis(UTCDateTime):
         """Return what makes an aware datetime of SQLite's text, or of MySQL's naive one."""
         match dialect.name:
             case "sqlite":
-                return lambda text: datetime.fromisoformat(text).replace(tzinfo=UTC)
+                return lambda text: datetime.fromisoformat(text + "+00:00")
             case "mysql" | "mariadb":
                 return lambda naive: naive.replace(tzinfo=UTC)
         return None  # PostgreSQL's are aware

@@ -111,7 +111,9 @@ def serve(
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     if database_url:
         env["DATABASE_URL"] = database_url
-    command = [sys.executable, "-W", "error", "-m", "uvicorn", app, f"--port={port}", *options]
+    command = [sys.executable, "-W", "error", "-m", "uvicorn", app, f"--port={port}"]
+    # An idle connection that is closed at the moment when it is used again would fail a test.
+    command += ["--timeout-keep-alive=60", *options]
     with log.open("ab") as out:
         process = subprocess.Popen(
             command,

@@ -23,14 +23,9 @@ Work = Callable[[httpx.AsyncClient], Awaitable[Any]]
 
 @asynccontextmanager
 async def open_client(url: str) -> AsyncIterator[httpx.AsyncClient]:
-    """Yield an async client.
-
-    It gives up an idle connection before uvicorn does (after 5 seconds), so that none is closed
-    at the moment when it is used again.
-    """
-    limits = httpx.Limits(keepalive_expiry=2)
+    """Yield an async client."""
     async with httpx.AsyncClient(
-        base_url=url, timeout=60, limits=limits, trust_env=False, verify=NO_TLS
+        base_url=url, timeout=60, trust_env=False, verify=NO_TLS
     ) as client:
         yield client
 

@@ -1,12 +1,14 @@
 # run, test, lint: the three commands. Each makes .venv first if it is not there or is out of date.
 # bench measures, in a virtual environment of its own; bench-quick in less than two minutes.
+# soak: SQLite in use for MINUTES.
 
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
 PORT ?= 8000
+MINUTES ?= 1
 
-.PHONY: run test lint bench bench-quick
+.PHONY: run test lint bench bench-quick soak
 
 run: $(VENV)/run.stamp
 	$(VENV)/bin/uvicorn app:app --port $(PORT) --timeout-graceful-shutdown 10
@@ -18,6 +20,9 @@ lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy .
+
+soak: $(VENV)/dev.stamp
+	PYTHONPATH=.:tests $(VENV)/bin/python tests/soak.py $(MINUTES)
 
 bench: $(BENCH_VENV)/bench.stamp
 	$(BENCH_VENV)/bin/python bench/run.py

@@ -9,8 +9,9 @@ here, on the event loop, and only what can take long goes to a thread. ``db`` ge
    the task sleeps and tries again, 5 seconds long. A statement that met a lock has changed nothing.
 2. The loop never waits for the disk to write: the writer's COMMIT runs in a thread.
 3. The loop never waits for a long statement. One that runs over its budget is interrupted, and runs
-   again in a thread. Only a SELECT, or what is first in its transaction, may be interrupted: with a
-   write, SQLite undoes the whole transaction. All other writes go to the thread at once.
+   again in a thread. When a write is interrupted, SQLite undoes the whole transaction. So only a
+   SELECT may be interrupted, or the first write, if nobody else has written when the transaction
+   has begun again. A second write goes to the thread at once.
 4. BEGIN, COMMIT and ROLLBACK have no budget, and are never interrupted.
 5. A transaction that SQLite has undone by itself (disk full, a read error) is over: what comes
    after it, COMMIT too, fails with the same error. Else it would be done outside a transaction.
@@ -23,6 +24,8 @@ here, on the event loop, and only what can take long goes to a thread. ``db`` ge
    the log. A statement that is known to be slow goes straight to the thread.
 9. Transactions are ours alone: Python's own, which begin without a lock, are switched off in the
    way that each version of Python has for it.
+10. Readers take turns, one in a round of the loop. Else all who have come meanwhile would read in
+    each round, and a writer, who has to wait some rounds for its thread, would wait for them all.
 """
 
 import asyncio
@@ -40,7 +43,7 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -70,7 +73,7 @@ class Connection(sqlite3.Connection):
     running: asyncio.Future[Any] | None = None  # what the thread is doing
     first_busy = last_busy = 0.0
     begun = False  # SQLAlchemy believes that a transaction is open
-    untouched = False  # and nothing has been done in it
+    wrote = False  # and more was done in it than reading
     failure: sqlite3.Error | None = None
 
     def set_up(self, writes: bool, patience: float) -> None:
@@ -92,8 +95,7 @@ class Connection(sqlite3.Connection):
         """Begin a transaction. A writer takes the lock now, not when it has read what it read."""
         sql = "BEGIN IMMEDIATE" if self.writes else "BEGIN"
         self.run(lambda: self.send(sql))
-        self.begun = self.untouched = True
-        self.failure = None
+        self.begun, self.wrote, self.failure = True, False, None
 
     def commit(self) -> None:
         """Commit. Once this has returned, the transaction is on the disk."""
@@ -128,12 +130,19 @@ class Connection(sqlite3.Connection):
         if self.begun and not self.in_transaction:
             raise self.failure or sqlite3.OperationalError("the transaction is over")
 
+    def version(self) -> int:
+        """Return a number that is another one when another process has committed something."""
+        number: int = sqlite3.Cursor(self).execute("PRAGMA data_version").fetchone()[0]
+        return number
+
     def perform(self, sql: str, work: Callable[[], Any]) -> Any:
         """Run a statement on the loop if it may be interrupted there and is quick, else not."""
         self.check()
-        stoppable = sql[:6].upper() == "SELECT" or self.untouched
-        self.untouched = False
+        reads = sql[:6].upper() == "SELECT"
+        stoppable = reads or not self.wrote
+        self.wrote = self.wrote or not reads
         try:
+            version = 0 if reads else self.run(self.version)
             if stoppable and sql not in slow:
                 try:
                     result = self.run(work, budget=BUDGET)
@@ -142,9 +151,11 @@ class Connection(sqlite3.Connection):
                 except sqlite3.OperationalError as error:
                     if primary_code(error) != sqlite3.SQLITE_INTERRUPT:
                         raise
-                if self.begun and not self.in_transaction:  # undone, and nothing was in it
+                if self.begun and not self.in_transaction:  # undone, and only reading was in it
                     self.begin()
-                    self.untouched = False
+                    self.wrote = True
+                    if self.version() != version:
+                        raise changed_meanwhile()
             result, seconds = self.run(lambda: timed(work), in_thread=True, stoppable=True)
         except sqlite3.Error as error:
             self.failure = error
@@ -257,6 +268,14 @@ def primary_code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
+def changed_meanwhile() -> sqlite3.OperationalError:
+    """Return SQLite's own error for a transaction whose reads are out of date."""
+    error = sqlite3.OperationalError("another process has changed the database meanwhile")
+    error.sqlite_errorcode = sqlite3.SQLITE_BUSY_SNAPSHOT
+    error.sqlite_errorname = "SQLITE_BUSY_SNAPSHOT"
+    return error
+
+
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     """Return what some work returns, and the seconds of the processor that it took."""
     began = time.thread_time()
@@ -298,6 +317,20 @@ class Dialect(SQLiteDialect_pysqlite):
         raise ArgumentError("SQLite has no other isolation levels here")
 
 
+class InTurn(AsyncAdaptedQueuePool):
+    """A pool that gives out one connection in a round of the event loop, in the order of asking."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.turn = asyncio.Lock()
+
+    def connect(self) -> PoolProxiedConnection:
+        """Wait for a turn; the next one has it in the next round."""
+        await_(self.turn.acquire())
+        asyncio.get_running_loop().call_soon(self.turn.release)
+        return super().connect()
+
+
 registry.register("sqlite.loop", __name__, "Dialect")
 
 
@@ -305,7 +338,9 @@ def make_engines(url: URL, **options: Any) -> tuple[AsyncEngine, AsyncEngine]:
     """Return engines for a file: one with the writer, one with four readers."""
     url = url.set(drivername="sqlite+loop")
     writer = create_async_engine(url, pool_size=1, connect_args={"writes": True}, **options)
-    reader = create_async_engine(url, pool_size=4, connect_args={"writes": False}, **options)
+    reader = create_async_engine(
+        url, pool_size=4, poolclass=InTurn, connect_args={"writes": False}, **options
+    )
 
     @event.listens_for(reader.sync_engine, "do_connect")
     def open_the_writer_first(*_: Any) -> None:

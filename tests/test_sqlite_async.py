@@ -34,7 +34,7 @@ COUNT = (
 READ = text(f"SELECT max(i) FROM {COUNT}")  # noqa: S608 (it is the text above)
 WRITE = text(f"INSERT INTO t SELECT i FROM {COUNT}")  # noqa: S608
 LONG = {"n": 2_000_000}
-ENDLESS = {"n": 10**9}
+ENDLESS = {"n": 30_000_000}  # ten seconds
 
 
 @pytest.fixture
@@ -241,6 +241,37 @@ def test_3_long_query_in_a_transaction_leaves_it_as_it_is(file: Path, ticks: lis
     assert rows(file) == [-2, -1]
 
 
+@pytest.mark.parametrize("others_write", [False, True])
+def test_3_long_write_after_reading_finds_what_was_read(
+    file: Path, ticks: list[str], monkeypatch: pytest.MonkeyPatch, others_write: bool
+) -> None:
+    begin = sqlite_async.Connection.begin
+    begun: list[bool] = []
+
+    def begin_after_others(connection: Any) -> None:
+        begun.append(connection.writes)
+        if others_write and begun == [True, True]:  # it begins again
+            with sqlite3.connect(file) as outside:
+                outside.execute("INSERT INTO t VALUES (0)")
+            outside.close()
+        begin(connection)
+
+    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
+        monkeypatch.setattr(sqlite_async.Connection, "begin", begin_after_others)
+        async with writer.connect() as writing:
+            assert await writing.scalar(text("SELECT count(*) FROM t")) == 0
+            if others_write:
+                with pytest.raises(OperationalError) as caught:
+                    await writing.execute(WRITE, LONG)
+                assert getattr(caught.value.orig, "sqlite_errorname", "") == "SQLITE_BUSY_SNAPSHOT"
+            else:
+                await writing.execute(WRITE, LONG)
+                await writing.commit()
+
+    run(file, test)
+    assert rows(file) == ([0] if others_write else [1, 2, 3, 4, 5])
+
+
 def test_4_transactions_begin_and_end_without_a_budget(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,7 +333,7 @@ def test_6_cancelled_statement_stops_and_is_waited_for(
 
         task = asyncio.create_task(write())
         await until_in_thread(ticks)
-        assert await cancel(task) < 5
+        assert await cancel(task) < 3
         assert ended == [True], "the thread was still at work"
         await insert(writer, 1)
 
@@ -310,7 +341,11 @@ def test_6_cancelled_statement_stops_and_is_waited_for(
     assert rows(file) == [1]
 
 
-def test_6_cancelled_commit_is_done_all_the_same(file: Path, slow_commit: list[str]) -> None:
+def test_6_cancelled_commit_is_done_all_the_same(
+    file: Path, slow_commit: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_async, "STEPS", 1)  # SQLite looks all the time if it is to stop
+
     async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
         done = len(slow_commit)
         task = asyncio.create_task(insert(writer, 1))
@@ -430,6 +465,32 @@ def test_9_python_begins_no_transactions(file: Path) -> None:
         async with writer.connect() as writing:
             with pytest.raises(ArgumentError):
                 await writing.execution_options(isolation_level="AUTOCOMMIT")
+
+    run(file, test)
+
+
+def test_10_readers_take_turns(file: Path) -> None:
+    async def test(_: AsyncEngine, reader: AsyncEngine) -> None:
+        loop = asyncio.get_running_loop()
+        this_round = 0
+        seen: list[tuple[int, int]] = []
+
+        def count() -> None:
+            nonlocal this_round
+            this_round += 1
+            loop.call_soon(count)
+
+        async def read(i: int) -> None:
+            async with reader.connect() as reading:
+                await reading.execute(text("SELECT * FROM t"))
+                seen.append((i, this_round))
+
+        await read(0)  # opens the connection
+        seen.clear()
+        loop.call_soon(count)
+        await asyncio.gather(*(read(i) for i in range(20)))
+        assert [i for i, _ in seen] == list(range(20)), "one overtook another"
+        assert len({number for _, number in seen}) == 20, "two read in one round"
 
     run(file, test)
 

@@ -13,8 +13,9 @@ MINUTES ?= 1
 run: $(VENV)/run.stamp
 	$(VENV)/bin/uvicorn app:app --port $(PORT) --timeout-graceful-shutdown 10
 
+# Without restarts: in a new process, a test that hung would only hang again.
 test: $(VENV)/dev.stamp
-	$(VENV)/bin/pytest -n auto
+	$(VENV)/bin/pytest -n auto --max-worker-restart=0
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .

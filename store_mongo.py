@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -100,36 +100,41 @@ class MongoUserStore:
     async def add_many(
         self, new: Sequence[UserCreate], skip_taken: bool
     ) -> tuple[list[UserRead], list[str]]:
-        """Insert all documents in a transaction; start again if somebody took an address."""
+        """Insert all documents in a transaction; if one is refused, ask which and start again."""
         if not await self.has_transactions():
             raise OperationFailure("a standalone server", NO_TRANSACTIONS)
-        keys = [fold(user.email) for user in new]
-        found = self.users.find({"email_key": {"$in": keys}}, {"email_key": 1})
-        seen = {document["email_key"] for document in await found.to_list()}
-        free: list[int] = []
-        taken: list[int] = []
-        for i, key in enumerate(keys):
-            (taken if key in seen else free).append(i)
-            seen.add(key)
-        if taken and not skip_taken:
-            raise EmailTaken([("body", i, "email") for i in taken])
+        first: dict[str, int] = {}
+        taken = {i for i, user in enumerate(new) if first.setdefault(fold(user.email), i) != i}
         first_id = await self.take_ids(len(new))
-        documents = [new_document(first_id + i, new[i]) for i in free]
+        while True:
+            if taken and not skip_taken:
+                taken |= await self.find_taken(first)
+                raise EmailTaken([("body", i, "email") for i in sorted(taken)])
+            documents = [
+                new_document(first_id + i, user) for i, user in enumerate(new) if i not in taken
+            ]
+            try:
+                with pymongo.timeout(4):  # else it goes on trying for two minutes
+                    async with self.client.start_session() as session:
+                        await session.with_transaction(partial(self.insert, documents))
+            except BulkWriteError as error:
+                if classify(error, driver_code(error)) is not Fault.CONFLICT:
+                    raise
+                taken |= await self.find_taken(first)
+            else:
+                return [to_user(document) for document in documents], [
+                    new[i].email for i in sorted(taken)
+                ]
 
-        async def insert(session: AsyncClientSession) -> None:
-            if documents:
-                await self.users.insert_many(documents, session=session)
+    async def insert(self, documents: list[Document], session: AsyncClientSession) -> None:
+        """Insert documents in the session's transaction."""
+        if documents:
+            await self.users.insert_many(documents, session=session)
 
-        try:
-            # Else with_transaction goes on trying for two minutes.
-            with pymongo.timeout(4):
-                async with self.client.start_session() as session:
-                    await session.with_transaction(insert)
-        except BulkWriteError as error:
-            if classify(error, driver_code(error)) is not Fault.CONFLICT:
-                raise
-            return await self.add_many(new, skip_taken)
-        return [to_user(document) for document in documents], [new[i].email for i in taken]
+    async def find_taken(self, places: dict[str, int]) -> set[int]:
+        """Return the places of those keys that documents in the collection have."""
+        found = self.users.find({"email_key": {"$in": [*places]}}, {"email_key": 1, "_id": 0})
+        return {places[document["email_key"]] async for document in found}
 
     async def get(self, user_id: int) -> UserRead:
         """Find a document by its primary key."""

@@ -187,6 +187,34 @@ def test_matches_sorted_by_id_are_those_of_a_search_in_all(
         assert read_all(client, name="a", sort="-id", limit=limit) == found[::-1]
 
 
+def test_search_that_fits_thousands_finds_them_by_id(url: str, tmp_path: Path) -> None:
+    # More than Redis sorts in one go, after more than it looks through in one go.
+    with serve(url, tmp_path) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        for first in range(0, 10_400, 800):
+            new = [
+                {"name": "b" if i < 5_100 else "A", "email": f"{i}@b.de"}
+                for i in range(first, first + 800)
+            ]
+            client.post("/users/bulk", json=new).raise_for_status()
+        found = [f"{i}@b.de" for i in range(5_100, 10_400)]
+        for sort, wanted in (("id", found), ("-id", found[::-1])):
+            users = read_all(client, name="a", sort=sort, limit=200)
+            assert [user["email"] for user in users] == wanted
+
+
+def test_ids_beyond_the_exact_numbers_of_lua_are_exact(
+    url: str, redis: Redis, tmp_path: Path
+) -> None:
+    redis.set("roster:last_id", 2**53)
+    with serve(url, tmp_path) as server, httpx.Client(base_url=server.url) as client:
+        users = [add(client, "a"), add(client, "b")]
+        assert [user["id"] for user in users] == [2**53 + 1, 2**53 + 2]
+        assert client.patch(f"/users/{2**53 + 1}", json={}).json() == users[0]
+        for search in ({}, {"sort": "name"}, {"email": users[1]["email"]}, {"name": "b"}):
+            assert read_all(client, **search)[-1] == users[1]
+        check_keys(redis)
+
+
 def test_no_command_walks_through_all_keys(url: str, redis: Redis, tmp_path: Path) -> None:
     with serve(url, tmp_path) as server, httpx.Client(base_url=server.url) as client:
         add(client, "a*", "ada@example.com")

@@ -42,6 +42,12 @@ from store import Code, EmailTaken, NotFound, StaleVersion
 DRIVER_ERRORS: tuple[type[Exception], ...] = (RedisError,)
 FIELDS = tuple(UserRead.model_fields)
 
+# The beginning of every script.
+READ = f"""
+local function read(id)
+  return redis.call('HMGET', 'roster:user:' .. id, {", ".join(f"'{field}'" for field in FIELDS)})
+end
+"""
 # ARGV: "skip" or "fail", the time, then four texts for each user.
 ADD = r"""
 local seen, free, taken, ids = {}, {}, {}, {}
@@ -71,20 +77,14 @@ for _, i in ipairs(free) do
 end
 return {taken, ids}
 """
-# The beginning of what returns users.
-READ = f"""
-local function read(id)
-  return redis.call('HMGET', 'roster:user:' .. id, {", ".join(f"'{field}'" for field in FIELDS)})
-end
-"""
 # ARGV: an email_key.
-HOLDER = f"""{READ}
+HOLDER = """
 local id = redis.call('HGET', 'roster:emails', ARGV[1])
-return id and {{read(id)}} or {{}}
+return id and {read(id)} or {}
 """
 # ARGV: what ZRANGE takes.
-PAGE = f"""{READ}
-local rows = {{}}
+PAGE = """
+local rows = {}
 for i, member in ipairs(redis.call('ZRANGE', unpack(ARGV))) do
   rows[i] = read(string.sub(member, -19))
 end
@@ -93,10 +93,10 @@ return rows
 # ARGV: a prefix of names, the ids between which to look, "-" for the highest first, how many. A few
 # matches are sorted by id. To sort many would stop Redis for too long: rather look who fits among
 # those that are next by id, and return besides from where to look on.
-MATCHES_BY_ID = rf"""{READ}
+MATCHES_BY_ID = r"""
 local prefix, low, high, sign, limit = unpack(ARGV)
 local first, last, few, down = '[' .. prefix, '[' .. prefix .. '\255', 5000, sign == '-'
-local ids, rows, rest = {{}}, {{}}, false
+local ids, rows, rest = {}, {}, false
 if redis.call('ZLEXCOUNT', 'roster:by_name', first, last) <= few then
   for _, member in ipairs(redis.call('ZRANGE', 'roster:by_name', first, last, 'BYLEX')) do
     local id = string.sub(member, -19)
@@ -104,8 +104,8 @@ if redis.call('ZLEXCOUNT', 'roster:by_name', first, last) <= few then
   end
   table.sort(ids, down and function (a, b) return a > b end or nil)
 else
-  local range = {{'(' .. low, '(' .. high, 'BYLEX', 'LIMIT', 0, few}}
-  if down then range = {{'(' .. high, '(' .. low, 'BYLEX', 'REV', 'LIMIT', 0, few}} end
+  local range = {'(' .. low, '(' .. high, 'BYLEX', 'LIMIT', 0, few}
+  if down then range = {'(' .. high, '(' .. low, 'BYLEX', 'REV', 'LIMIT', 0, few} end
   ids = redis.call('ZRANGE', 'roster:by_id', unpack(range))
   rest = ids[few] or false
 end
@@ -114,7 +114,7 @@ for _, id in ipairs(ids) do
   local name_key = redis.call('HGET', 'roster:user:' .. id, 'name_key')
   if string.sub(name_key, 1, #prefix) == prefix then table.insert(rows, read(id)) end
 end
-return {{rows, rest}}
+return {rows, rest}
 """
 # The beginning of a change. ARGV: the id, the versions that may be changed or "" for any.
 LOOK = """
@@ -128,7 +128,7 @@ if ARGV[2] ~= '' and not string.find(ARGV[2], ' ' .. version .. ' ', 1, true) th
 end
 """
 # ARGV, besides: fields and their values.
-CHANGE = rf"""{READ}{LOOK}
+CHANGE = rf"""{LOOK}
 local new = {{email_key = email_key, name_key = name_key}}
 for i = 3, #ARGV, 2 do new[ARGV[i]] = ARGV[i + 1] end
 local holder = redis.call('HGET', 'roster:emails', new.email_key)
@@ -264,7 +264,7 @@ class RedisUserStore:
 
     async def run(self, script: str, *args: Any) -> Any:
         """Run a script; the first time, Redis is sent its text too."""
-        return await self.redis.register_script(script)(args=args)
+        return await self.redis.register_script(READ + script)(args=args)
 
     async def run_on(
         self, script: str, user_id: int, if_match: Collection[int] | None, *args: Any

@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC
 from functools import cache, partial
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -42,8 +41,7 @@ DRIVER_ERRORS: tuple[type[Exception], ...] = (
     *(PyMongoError, BSONError, OverflowError, UnicodeEncodeError),
 )
 NO_TRANSACTIONS = 20  # MongoDB's IllegalOperation: what a standalone server answers to one
-# What a client sees, and nothing else, is fetched.
-FIELDS = [field for field in UserRead.model_fields if field != "id"]
+KEYS_LEFT_OUT = {"name_key": 0, "email_key": 0}  # what a client does not see is not fetched
 
 
 @cache
@@ -68,7 +66,6 @@ def get_client() -> AsyncMongoClient[Document]:
                 w="majority",
                 journal=True,
                 tz_aware=True,
-                tzinfo=UTC,
             )
     except UserWarning:
         sys.exit("DATABASE_URL: PyMongo does not know an option after its ?, or not this value.")
@@ -87,9 +84,9 @@ class MongoUserStore:
 
     def __init__(self, client: AsyncMongoClient[Document]) -> None:
         self.client = client
-        self.database = client.get_default_database("roster")
-        self.users: AsyncCollection[Document] = self.database["users"]
-        self.counters: AsyncCollection[Document] = self.database["counters"]
+        database = client.get_default_database("roster")
+        self.users: AsyncCollection[Document] = database["users"]
+        self.counters: AsyncCollection[Document] = database["counters"]
 
     async def add(self, new: UserCreate) -> UserRead:
         """Insert a document; the unique index says whether the address is free."""
@@ -141,28 +138,25 @@ class MongoUserStore:
 
     async def get(self, user_id: int) -> UserRead:
         """Find a document by its primary key."""
-        document = await self.users.find_one({"_id": user_id}, FIELDS)
+        document = await self.users.find_one({"_id": user_id}, KEYS_LEFT_OUT)
         if document is None:
             raise NotFound
         return to_user(document)
 
     async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
         """Find by position, not by skip: the index leads to the first document of any page."""
-        conditions = [fits(query)]
+        wanted = fits(query)
         turned, by_name = query.sort.startswith("-"), query.sort.endswith("name")
-        past, at_or_past = ("$lt", "$lte") if turned else ("$gt", "$gte")
-        if after := query.after:
-            position: Document = {"_id": {past: after.id}}
-            if by_name:
-                key = fold(after.name)
-                position = {
-                    # The range that the index can follow; of those at its edge, some are past.
-                    "name_key": {at_or_past: key},
-                    "$or": [{"name_key": {past: key}}, position],
-                }
-            conditions.append(position)
+        past = "$lt" if turned else "$gt"
+        if (after := query.after) and by_name:
+            key, names = fold(after.name), wanted.get("name_key", {})
+            # Two ranges of one index, which MongoDB merges: the rest of this name, the next ones.
+            same = {**wanted, "name_key": {**names, "$eq": key}, "_id": {past: after.id}}
+            wanted = {"$or": [same, {**wanted, "name_key": {**names, past: key}}]}
+        elif after:
+            wanted["_id"] = {past: after.id}
         order = ["name_key", "_id"] if by_name else ["_id"]
-        found = self.users.find({"$and": conditions}, FIELDS)
+        found = self.users.find(wanted, KEYS_LEFT_OUT)
         found = found.sort([(field, -1 if turned else 1) for field in order]).limit(limit)
         # If the client of an export leaves, this is cancelled: PyMongo would lose an open socket.
         return [to_user(document) for document in await asyncio.shield(found.to_list())]
@@ -181,13 +175,13 @@ class MongoUserStore:
                 document = await self.users.find_one_and_update(
                     with_version(user_id, if_match),
                     {"$set": fields, "$inc": {"version": 1}},
-                    FIELDS,
+                    KEYS_LEFT_OUT,
                     return_document=ReturnDocument.AFTER,
                 )
             except DuplicateKeyError:
                 raise EmailTaken([("body", "email")]) from None
         else:
-            document = await self.users.find_one(with_version(user_id, if_match), FIELDS)
+            document = await self.users.find_one(with_version(user_id, if_match), KEYS_LEFT_OUT)
         if document is None:
             await self.say_why(user_id)
         return to_user(document)
@@ -242,7 +236,7 @@ def new_document(user_id: int, new: UserCreate) -> Document:
 
 def to_user(document: Document) -> UserRead:
     """Return a document as a client sees it."""
-    return UserRead(id=document["_id"], **{field: document[field] for field in FIELDS})
+    return UserRead(id=document["_id"], **document)
 
 
 def with_version(user_id: int, if_match: Collection[int] | None) -> Document:
@@ -276,8 +270,8 @@ async def open_store() -> AsyncIterator[MongoUserStore]:
 def place() -> str:
     """Return the kind of the database and where it is."""
     url = urlsplit(get_settings().database_url.get_secret_value())
-    hosts = url.netloc.rpartition("@")[2]
-    return f"MongoDB at {hosts}, database {MongoUserStore(get_client()).database.name}"
+    name = get_client().get_default_database("roster").name
+    return f"MongoDB at {url.netloc.rpartition('@')[2]}, database {name}"
 
 
 async def start() -> None:
@@ -288,11 +282,8 @@ async def start() -> None:
     store = MongoUserStore(get_client())
     await store.users.create_index("email_key", unique=True)
     await store.users.create_index([("name_key", 1), ("_id", 1)])
-    newest = await store.users.find_one({}, sort=[("_id", -1)])
-    # Users may have been restored without their counter.
-    last = {"last": Int64(newest["_id"] if newest else 0)}
-    with suppress(DuplicateKeyError):  # somebody else who started at the same moment was faster
-        await store.counters.update_one({"_id": "users"}, {"$max": last}, upsert=True)
+    with suppress(DuplicateKeyError):  # it is there
+        await store.counters.insert_one({"_id": "users", "last": Int64(0)})
     await store.ping()
     if not await store.has_transactions():
         logger.warning("%s is a standalone server: POST /users/bulk will answer 503.", place())

@@ -24,7 +24,6 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
-from operator import gt, lt
 from ssl import SSLCertVerificationError
 from typing import Any
 
@@ -42,76 +41,85 @@ from store import Code, EmailTaken, NotFound, StaleVersion
 
 DRIVER_ERRORS: tuple[type[Exception], ...] = (RedisError,)
 FIELDS = tuple(UserRead.model_fields)
-KEYS = ("roster:last_id", "roster:emails", "roster:by_id", "roster:by_name")
-LAST_ID, EMAILS, BY_ID, BY_NAME = KEYS
-USER = "roster:user:"
 
-# The beginning of every script. (Lua's numbers are floating point: ids and versions stay text.)
-SHARED = f"""
-local last_id, emails, by_id, by_name = unpack(KEYS)
+# The beginning of every script.
+READ = f"""
 local function read(id)
-  return redis.call('HMGET', '{USER}' .. id, {", ".join(f"'{field}'" for field in FIELDS)})
+  return redis.call('HMGET', 'roster:user:' .. id, {", ".join(f"'{field}'" for field in FIELDS)})
 end
 """
 # ARGV: "skip" or "fail", the time, then four texts for each user.
-ADD = rf"""{SHARED}
-local seen, free, taken, ids = {{}}, {{}}, {{}}, {{}}
+ADD = r"""
+local seen, free, taken, ids = {}, {}, {}, {}
 for i = 3, #ARGV, 4 do
   local email_key = ARGV[i]
-  if seen[email_key] or redis.call('HEXISTS', emails, email_key) == 1 then
+  if seen[email_key] or redis.call('HEXISTS', 'roster:emails', email_key) == 1 then
     table.insert(taken, (i - 3) / 4)
   else
     table.insert(free, i)
   end
   seen[email_key] = true
 end
-if #taken == 0 or ARGV[1] == 'skip' then
-  for _, i in ipairs(free) do
-    local email_key, name_key, email, name = unpack(ARGV, i, i + 3)
-    redis.call('INCR', last_id)
-    local short = redis.call('GET', last_id)
-    local id = string.rep('0', 19 - #short) .. short
-    redis.call('HSET', '{USER}' .. id, 'id', short, 'name', name, 'email', email,
-      'created_at', ARGV[2], 'updated_at', ARGV[2], 'version', 1,
-      'name_key', name_key, 'email_key', email_key)
-    redis.call('HSET', emails, email_key, id)
-    redis.call('ZADD', by_id, 0, id)
-    redis.call('ZADD', by_name, 0, name_key .. '\0' .. id)
-    table.insert(ids, short)
-  end
+if #taken > 0 and ARGV[1] == 'fail' then return {taken, ids} end
+for _, i in ipairs(free) do
+  local email_key, name_key, email, name = unpack(ARGV, i, i + 3)
+  redis.call('INCR', 'roster:last_id')
+  -- Lua's numbers are floating point: ids and versions stay text.
+  local short = redis.call('GET', 'roster:last_id')
+  local id = string.rep('0', 19 - #short) .. short
+  redis.call('HSET', 'roster:user:' .. id, 'id', short, 'name', name, 'email', email,
+    'created_at', ARGV[2], 'updated_at', ARGV[2], 'version', 1,
+    'name_key', name_key, 'email_key', email_key)
+  redis.call('HSET', 'roster:emails', email_key, id)
+  redis.call('ZADD', 'roster:by_id', 0, id)
+  redis.call('ZADD', 'roster:by_name', 0, name_key .. '\0' .. id)
+  table.insert(ids, short)
 end
-return {{taken, ids}}
+return {taken, ids}
+"""
+# ARGV: an email_key.
+HOLDER = """
+local id = redis.call('HGET', 'roster:emails', ARGV[1])
+return id and {read(id)} or {}
 """
 # ARGV: what ZRANGE takes.
-PAGE = f"""{SHARED}
-local rows = {{}}
+PAGE = """
+local rows = {}
 for i, member in ipairs(redis.call('ZRANGE', unpack(ARGV))) do
   rows[i] = read(string.sub(member, -19))
 end
 return rows
 """
-# ARGV: a range of names, a range of ids, "-" for the highest id first, how many. The matches stand
-# in the order of their names and must be sorted anew: the more there are, the longer it takes.
-MATCHES_BY_ID = f"""{SHARED}
-local low, high, above, below, sign, limit = unpack(ARGV)
-local ids, rows = {{}}, {{}}
-for _, member in ipairs(redis.call('ZRANGE', by_name, low, high, 'BYLEX')) do
-  local id = string.sub(member, -19)
-  if id > above and id < below then ids[#ids + 1] = id end
+# ARGV: a prefix of names, the ids between which to look, "-" for the highest first, how many. A few
+# matches are sorted by id. To sort many would stop Redis for too long: rather look who fits among
+# those that are next by id, and return besides from where to look on.
+MATCHES_BY_ID = r"""
+local prefix, low, high, sign, limit = unpack(ARGV)
+local first, last, few, down = '[' .. prefix, '[' .. prefix .. '\255', 5000, sign == '-'
+local ids, rows, rest = {}, {}, false
+if redis.call('ZLEXCOUNT', 'roster:by_name', first, last) <= few then
+  for _, member in ipairs(redis.call('ZRANGE', 'roster:by_name', first, last, 'BYLEX')) do
+    local id = string.sub(member, -19)
+    if low < id and id < high then table.insert(ids, id) end
+  end
+  table.sort(ids, down and function (a, b) return a > b end or nil)
+else
+  local range = {'(' .. low, '(' .. high, 'BYLEX', 'LIMIT', 0, few}
+  if down then range = {'(' .. high, '(' .. low, 'BYLEX', 'REV', 'LIMIT', 0, few} end
+  ids = redis.call('ZRANGE', 'roster:by_id', unpack(range))
+  rest = ids[few] or false
 end
-table.sort(ids, sign == '-' and function (a, b) return a > b end or nil)
-for i = 1, math.min(#ids, limit) do rows[i] = read(ids[i]) end
-return rows
-"""
-# ARGV: an email_key.
-HOLDER = f"""{SHARED}
-local id = redis.call('HGET', emails, ARGV[1])
-return id and {{read(id)}} or {{}}
+for _, id in ipairs(ids) do
+  if #rows == tonumber(limit) then break end
+  local name_key = redis.call('HGET', 'roster:user:' .. id, 'name_key')
+  if string.sub(name_key, 1, #prefix) == prefix then table.insert(rows, read(id)) end
+end
+return {rows, rest}
 """
 # The beginning of a change. ARGV: the id, the versions that may be changed or "" for any.
-LOOK = f"""{SHARED}
+LOOK = """
 local id = ARGV[1]
-local user = '{USER}' .. id
+local user = 'roster:user:' .. id
 local version, name_key, email_key =
   unpack(redis.call('HMGET', user, 'version', 'name_key', 'email_key'))
 if not version then return 'not found' end
@@ -121,34 +129,26 @@ end
 """
 # ARGV, besides: fields and their values.
 CHANGE = rf"""{LOOK}
-local new = {{}}
+local new = {{email_key = email_key, name_key = name_key}}
 for i = 3, #ARGV, 2 do new[ARGV[i]] = ARGV[i + 1] end
-if new.email_key and new.email_key ~= email_key then
-  if redis.call('HSETNX', emails, new.email_key, id) == 0 then return 'taken' end
-  redis.call('HDEL', emails, email_key)
-end
-if new.name_key and new.name_key ~= name_key then
-  redis.call('ZADD', by_name, 0, new.name_key .. '\0' .. id)
-  redis.call('ZREM', by_name, name_key .. '\0' .. id)
-end
+local holder = redis.call('HGET', 'roster:emails', new.email_key)
+if holder and holder ~= id then return 'taken' end
 if #ARGV > 2 then
   redis.call('HSET', user, unpack(ARGV, 3))
   redis.call('HINCRBY', user, 'version', 1)
+  redis.call('HDEL', 'roster:emails', email_key)
+  redis.call('HSET', 'roster:emails', new.email_key, id)
+  redis.call('ZREM', 'roster:by_name', name_key .. '\0' .. id)
+  redis.call('ZADD', 'roster:by_name', 0, new.name_key .. '\0' .. id)
 end
 return read(id)
 """
 REMOVE = rf"""{LOOK}
-redis.call('HDEL', emails, email_key)
-redis.call('ZREM', by_id, id)
-redis.call('ZREM', by_name, name_key .. '\0' .. id)
+redis.call('HDEL', 'roster:emails', email_key)
+redis.call('ZREM', 'roster:by_id', id)
+redis.call('ZREM', 'roster:by_name', name_key .. '\0' .. id)
 redis.call('DEL', user)
 return 'removed'
-"""
-PING = f"""{SHARED}
-redis.call('GET', last_id)
-redis.call('HLEN', emails)
-redis.call('ZCARD', by_name)
-return redis.call('ZCARD', by_id)
 """
 
 
@@ -157,8 +157,6 @@ class RedisUserStore:
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
-        scripts = (ADD, PAGE, MATCHES_BY_ID, HOLDER, CHANGE, REMOVE, PING)
-        self.scripts = {script: redis.register_script(script) for script in scripts}
 
     async def add(self, new: UserCreate) -> UserRead:
         """Add a list of one."""
@@ -187,7 +185,7 @@ class RedisUserStore:
 
     async def get(self, user_id: int) -> UserRead:
         """Read a hash."""
-        row = await reading(lambda: self.redis.hmget(f"{USER}{user_id:019}", FIELDS))
+        row = await reading(self.redis.hmget, f"roster:user:{user_id:019}", FIELDS)
         if row[0] is None:
             raise NotFound
         return to_user(row)
@@ -197,29 +195,44 @@ class RedisUserStore:
 
         In two steps, somebody could be renamed in between, and the next page begin elsewhere.
         """
+        down, by_name = query.sort.startswith("-"), query.sort.endswith("name")
+
+        def member(of: UserRead | Cursor) -> bytes:
+            return f"{fold(of.name)}\0{of.id:019}".encode() if by_name else b"%019d" % of.id
+
+        prefix = fold(query.name).encode()
+        # 0xff is in no UTF-8: what begins with the prefix is before this.
+        low, high = (prefix, prefix + b"\xff") if by_name else (b"0" * 19, b"9" * 19)
+        if query.after and down:
+            high = min(high, member(query.after))
+        elif query.after:
+            low = max(low, member(query.after))
         if query.email is not MISSING:
-            return [user for user in await self.holder(query) if is_past(query, user)]
-        turned, by_name = query.sort.startswith("-"), query.sort.endswith("name")
-        low, high = name_range(query)
-        after = f"{query.after.id:019}" if query.after else None
-        args: tuple[Any, ...]
+            return [user for user in await self.holder(query) if low < member(user) < high]
         if query.name and not by_name:
-            ids = ("0" * 19, after or "9" * 19) if turned else (after or "0" * 19, "9" * 19)
-            script, args = MATCHES_BY_ID, (low, high, *ids, "-" if turned else "+", limit)
-        else:
-            if query.after and by_name:
-                after = f"{fold(query.after.name)}\0{after}"
-            if after and turned:
-                high = min(high, b"(" + after.encode(), key=lambda bound: bound[1:])
-            elif after:
-                low = max(low, b"(" + after.encode(), key=lambda bound: bound[1:])
-            between = [high, low, "BYLEX", "REV"] if turned else [low, high, "BYLEX"]
-            script, args = PAGE, (BY_NAME if by_name else BY_ID, *between, "LIMIT", 0, limit)
-        return [to_user(row) for row in await reading(lambda: self.run(script, *args))]
+            return await self.matches_by_id(prefix, low, high, down, limit)
+        ends = [b"(" + low, b"(" + high, "BYLEX"]
+        if down:
+            ends = [b"(" + high, b"(" + low, "BYLEX", "REV"]
+        args = ("roster:by_name" if by_name else "roster:by_id", *ends, "LIMIT", 0, limit)
+        return [to_user(row) for row in await reading(self.run, PAGE, *args)]
+
+    async def matches_by_id(
+        self, prefix: bytes, low: bytes, high: bytes, down: bool, limit: int
+    ) -> list[UserRead]:
+        """Let the script look until there are enough."""
+        users: list[UserRead] = []
+        rest: Any = True
+        while rest and len(users) < limit:
+            args = (prefix, low, high, "-" if down else "+", limit - len(users))
+            rows, rest = await reading(self.run, MATCHES_BY_ID, *args)
+            users += map(to_user, rows)
+            low, high = (low, rest) if down else (rest, high)
+        return users
 
     async def holder(self, query: UserQuery) -> list[UserRead]:
         """Return the user who has the query's address, if the name fits too."""
-        rows = await reading(lambda: self.run(HOLDER, fold(str(query.email))))
+        rows = await reading(self.run, HOLDER, fold(str(query.email)))
         users = [to_user(row) for row in rows]
         return [user for user in users if fold(user.name).startswith(fold(query.name))]
 
@@ -227,8 +240,9 @@ class RedisUserStore:
         """Count by the positions of the first and the last, which Redis knows."""
         if query.email is not MISSING:
             return len(await self.holder(query))
-        low, high = name_range(query)
-        return int(await reading(lambda: self.redis.zlexcount(BY_NAME, low, high)))
+        prefix = fold(query.name).encode()
+        ends = b"[" + prefix, b"[" + prefix + b"\xff"
+        return int(await reading(self.redis.zlexcount, "roster:by_name", *ends))
 
     async def change(
         self, user_id: int, update: UserUpdate, if_match: Collection[int] | None
@@ -245,12 +259,12 @@ class RedisUserStore:
         await self.run_on(REMOVE, user_id, if_match)
 
     async def ping(self) -> None:
-        """Read each key; it raises too if one of them is something else than the layout says."""
-        await reading(lambda: self.run(PING))
+        """Read the first user by name."""
+        await self.page(UserQuery(sort="name"), 1)
 
     async def run(self, script: str, *args: Any) -> Any:
         """Run a script; the first time, Redis is sent its text too."""
-        return await self.scripts[script](KEYS, args)
+        return await self.redis.register_script(READ + script)(args=args)
 
     async def run_on(
         self, script: str, user_id: int, if_match: Collection[int] | None, *args: Any
@@ -269,34 +283,27 @@ class RedisUserStore:
                 return row
 
 
-# What Redis says of a database number, for which it has no word of its own.
-NO_SUCH_NUMBER = "DB index is out of range", "invalid DB index", "value is not an integer"
-
-
 def driver_code(error: BaseException) -> Code | None:
     """Return the word that Redis begins an error with, if it says more than ERR."""
-    if str(error).startswith(NO_SUCH_NUMBER):
-        return "NOSUCHDB"
     if isinstance(error.__context__, SSLCertVerificationError):
         return "SSLCertVerificationError"
-    word = getattr(error, "status_code", None)
-    if word is None and isinstance(error, ResponseError):
-        word = str(error).partition(" ")[0]
-    return word if word and word.isupper() and word != "ERR" else None
+    if str(error) == "DB index is out of range":
+        return "NOSUCHDB"
+    word = getattr(error, "status_code", None) or str(error).partition(" ")[0]
+    return word if word.isupper() and word != "ERR" else None
 
 
-async def reading(ask: Callable[[], Awaitable[Any]]) -> Any:
+async def reading(ask: Callable[..., Awaitable[Any]], *args: Any) -> Any:
     """Ask, and once more if the connection breaks: what only reads may be done twice.
 
     A change may not. If its connection breaks, nobody knows whether it was done.
     """
     try:
-        return await ask()
+        return await ask(*args)
     except RedisConnectionError as error:
-        # Subclasses are Redis saying no. With a cause, no connection was free for five seconds.
-        if type(error) is not RedisConnectionError or error.__cause__:
+        if isinstance(error.__cause__, TimeoutError):  # no connection was free for five seconds
             raise
-    return await ask()
+    return await ask(*args)
 
 
 def to_user(row: Sequence[str]) -> UserRead:
@@ -304,32 +311,18 @@ def to_user(row: Sequence[str]) -> UserRead:
     return UserRead.model_validate(dict(zip(FIELDS, row, strict=True)))
 
 
-def name_range(query: UserQuery) -> tuple[bytes, bytes]:
-    """Return the range of all members that begin with the query's name; 0xff is in no UTF-8."""
-    prefix = fold(query.name).encode()
-    return b"[" + prefix, b"[" + prefix + b"\xff"
-
-
-def is_past(query: UserQuery, user: UserRead) -> bool:
-    """Return whether a user comes after the query's cursor."""
-
-    def position(of: UserRead | Cursor) -> tuple[str, int]:
-        return fold(of.name) if query.sort.endswith("name") else "", of.id
-
-    past = lt if query.sort.startswith("-") else gt
-    return query.after is None or past(position(user), position(query.after))
-
-
 @cache
 def make_store() -> RedisUserStore:
     """Return the store of ``DATABASE_URL``, with its pool; nothing is connected yet."""
     url = database_url()
-    if not url.host:
-        sys.exit("DATABASE_URL: it must name a host: redis://user:password@host:6379/0")
+    if not url.host or not (url.database or "0").isdecimal():
+        sys.exit(
+            "DATABASE_URL: it must name a host, and a database only by its number:"
+            " redis://user:password@host:6379/0"
+        )
     try:
         pool = BlockingConnectionPool.from_url(
             url.render_as_string(hide_password=False),
-            db=url.database or 0,
             decode_responses=True,
             max_connections=get_settings().pool_size,
             timeout=5,
@@ -363,24 +356,18 @@ def place() -> str:
     return f"Redis at {url.host}:{url.port or 'its usual port'}, database {url.database or 0}"
 
 
-DURABLE = {
-    "appendonly": ("yes", "if it stops, what was stored since its last snapshot is lost"),
-    "maxmemory-policy": ("noeviction", "it may throw users away when its memory is full"),
-}
-
-
 async def start() -> None:
     """Read from the keys; warn if Redis is set up to lose what it has acknowledged."""
     store = make_store()
     await store.ping()
-    for setting, (wanted, otherwise) in DURABLE.items():
-        try:
-            found = (await store.redis.config_get(setting))[setting]
-        except (ResponseError, KeyError):  # not everybody may ask
-            logger.warning("%s: could not check that %s is %s.", place(), setting, wanted)
-            continue
-        if found != wanted:
-            logger.warning("%s: %s is %s, not %s: %s.", place(), setting, found, wanted, otherwise)
+    try:
+        info = await store.redis.info()
+    except ResponseError:  # not everybody may ask
+        info = {}
+    if not info.get("aof_enabled") or info.get("maxmemory_policy") != "noeviction":
+        logger.warning(
+            "%s may lose users unless appendonly is yes and maxmemory-policy noeviction.", place()
+        )
 
 
 async def stop() -> None:

@@ -36,9 +36,9 @@ async def wipe() -> None:
             await (await backend.get_store()).users.delete_many({})
         case "store_redis":
             redis = backend.make_store().redis
-            ids = await redis.zrange(backend.BY_ID, 0, -1)
-            users = [f"{backend.USER}{user_id}" for user_id in ids]
-            await redis.delete(backend.EMAILS, backend.BY_ID, backend.BY_NAME, *users)
+            users = [f"user:{user_id}" for user_id in await redis.zrange("roster:by_id", 0, -1)]
+            keys = ("emails", "by_id", "by_name", *users)
+            await redis.delete(*(f"roster:{key}" for key in keys))
         case _:
             async with open_session() as session:
                 await session.exec(delete(User))

@@ -1,17 +1,23 @@
 """What is MongoDB's alone: a standalone server, and PyMongo's errors."""
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import bson.errors
 import httpx
 import pytest
 from conftest import serve
-from databases import standalone_mongodb
+from databases import Database, standalone_mongodb
+from pymongo import MongoClient
 from pymongo import errors as pymongo
 from test_contract import add, read_all
 
 import db
 from errors import Fault, classify
+from models import UserQuery
+
+on_mongodb = pytest.mark.parametrize("database", ["mongodb"], indirect=True)
 
 
 def test_standalone_server_is_told_at_the_start_and_stores_no_list(tmp_path: Path) -> None:
@@ -29,6 +35,50 @@ def test_standalone_server_is_told_at_the_start_and_stores_no_list(tmp_path: Pat
             assert "standalone server without transactions" in response.json()["detail"]
         assert read_all(client) == [user]
         assert "Traceback" not in server.printed()
+
+
+@on_mongodb
+def test_app_is_not_ready_and_stores_nobody_without_the_counter(
+    database: Database, tmp_path: Path
+) -> None:
+    with (
+        database.new() as url,
+        serve(url, tmp_path) as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        direct: MongoClient[dict[str, Any]]
+        with MongoClient(url) as direct:
+            direct.get_default_database()["counters"].delete_many({})
+        assert client.get("/readyz").status_code == 503
+        new = {"name": "a", "email": "a@b.de"}
+        assert client.post("/users/", json=new).status_code == 503
+        assert client.get("/users/").json()["items"] == []
+
+
+@on_mongodb
+def test_reading_that_is_cancelled_loses_no_socket(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database.url)
+    db.get_settings.cache_clear()
+    import store_mongo
+
+    store_mongo.get_client.cache_clear()
+
+    async def read_and_leave() -> None:
+        store = await store_mongo.get_store()
+        for milliseconds in range(20):
+            reading = [asyncio.create_task(store.page(UserQuery(), 5)) for _ in range(5)]
+            await asyncio.sleep(milliseconds / 1000)
+            for task in reading:
+                task.cancel()
+            await asyncio.wait(reading)
+        await store.ping()
+        await store_mongo.stop()
+
+    asyncio.run(read_and_leave())  # a socket that is lost warns, and warnings are errors here
+    store_mongo.get_client.cache_clear()
+    db.get_settings.cache_clear()
 
 
 def refused_insert(code: int) -> pymongo.BulkWriteError:

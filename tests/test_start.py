@@ -168,11 +168,11 @@ def test_name_that_no_database_has(database: Database, tmp_path: Path) -> None:
 
 
 @contextmanager
-def relay(port: int, to: int) -> Iterator[None]:
+def relay(port: int, to: int) -> Iterator[subprocess.Popen[bytes]]:
     """Listen on a port and pass on everything to another, both ways."""
     process = subprocess.Popen([sys.executable, ROOT / "tests" / "relay.py", str(port), str(to)])
     try:
-        yield
+        yield process
     finally:
         process.kill()
         process.wait()
@@ -214,6 +214,36 @@ def test_option_that_the_driver_does_not_know_is_one_line(
     line = only_line(start_and_fail(tmp_path, env))
     assert "does not know an option" in line
     assert "hunter2" not in line
+
+
+@pytest.mark.parametrize("database", ["mongodb", "redis"], indirect=True)
+def test_database_that_is_frozen_is_503_in_time(database: Database, tmp_path: Path) -> None:
+    real, port = make_url(database.url), free_port()
+    url = real.set(port=port).render_as_string(hide_password=False)
+    new = {"name": "a", "email": "a@b.de"}
+
+    def timed(*request: Any, **options: Any) -> tuple[int, float]:
+        began = time.monotonic()
+        return client.request(*request, **options).status_code, time.monotonic() - began
+
+    with (
+        serve(url, tmp_path) as server,
+        httpx.Client(base_url=server.url, timeout=30) as client,
+        relay(port, real.port or 0) as between,
+        ThreadPoolExecutor(20) as pool,
+    ):
+        wait_until(lambda: client.get("/readyz").is_success)
+        between.send_signal(signal.SIGSTOP)
+        work = [pool.submit(timed, "GET", f"/{path}") for path in ("readyz", "users/") * 8]
+        work += [pool.submit(timed, "POST", "/users/", json=new)]
+        work += [pool.submit(timed, "POST", "/users/bulk", json=[new])]
+        assert timed("GET", "/livez")[1] < 1
+        for status, seconds in (part.result() for part in work):
+            assert status == 503
+            assert seconds < 10
+        between.send_signal(signal.SIGCONT)
+        wait_until(lambda: client.get("/readyz").is_success, seconds=3)
+        assert "Traceback" not in server.printed()
 
 
 def test_table_that_cannot_be_made_ends_the_app(tmp_path: Path) -> None:

@@ -308,7 +308,7 @@ async def reading(ask: Callable[..., Awaitable[Any]], *args: Any) -> Any:
 
 def to_user(row: Sequence[str]) -> UserRead:
     """Return the user in the fields of a hash."""
-    return UserRead.model_validate(dict(zip(FIELDS, row, strict=True)))
+    return UserRead(**dict(zip(FIELDS, row, strict=True)))
 
 
 @cache

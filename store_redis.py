@@ -306,7 +306,7 @@ async def reading(ask: Callable[..., Awaitable[Any]], *args: Any) -> Any:
     return await ask(*args)
 
 
-def to_user(row: Sequence[str]) -> UserRead:
+def to_user(row: Sequence[Any]) -> UserRead:
     """Return the user in the fields of a hash."""
     return UserRead(**dict(zip(FIELDS, row, strict=True)))
 

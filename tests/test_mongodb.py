@@ -12,6 +12,7 @@ from conftest import serve
 from databases import Database, standalone_mongodb
 from pymongo import MongoClient
 from pymongo import errors as pymongo
+from pymongo.collection import Collection
 from test_contract import add, read_all
 
 import db
@@ -68,9 +69,10 @@ def test_list_that_waits_for_another_transaction_is_503_in_time(
         MongoClient(url) as direct,
         direct.start_session() as session,
     ):
+        users: Collection[dict[str, Any]] = direct.get_default_database()["users"]
         with session.start_transaction():
             rival: dict[str, Any] = {"_id": -1, "email_key": "a@b.de"}
-            direct.get_default_database()["users"].insert_one(rival, session=session)
+            users.insert_one(rival, session=session)
             began = time.monotonic()
             response = client.post("/users/bulk", json=[{"name": "a", "email": "a@b.de"}])
             assert response.status_code == 503

@@ -9,8 +9,8 @@ list of users takes a transaction, which a standalone server has not.
 import asyncio
 import sys
 import warnings
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import cache, partial
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -261,10 +261,9 @@ async def get_store() -> MongoUserStore:
     return MongoUserStore(get_client())
 
 
-@asynccontextmanager
-async def open_store() -> AsyncIterator[MongoUserStore]:
-    """Yield a store for reading outside a request."""
-    yield MongoUserStore(get_client())
+def open_store() -> AbstractAsyncContextManager[MongoUserStore]:
+    """Return a store for reading outside a request."""
+    return nullcontext(MongoUserStore(get_client()))
 
 
 def place() -> str:

@@ -21,8 +21,8 @@ refuse. Scripts use keys that are not among their arguments: no Redis Cluster.
 """
 
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import cache
 from ssl import SSLCertVerificationError
 from typing import Any
@@ -344,10 +344,9 @@ async def get_store() -> RedisUserStore:
     return make_store()
 
 
-@asynccontextmanager
-async def open_store() -> AsyncIterator[RedisUserStore]:
-    """Yield the store."""
-    yield make_store()
+def open_store() -> AbstractAsyncContextManager[RedisUserStore]:
+    """Return the store for reading outside a request."""
+    return nullcontext(make_store())
 
 
 def place() -> str:

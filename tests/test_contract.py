@@ -308,6 +308,7 @@ def test_names_sort_by_code_point_of_their_folded_form_everywhere(client: httpx.
         "st",
         "!",
         "_",
+        "a",
         "a b",
         "ab",
         "a-b",
@@ -426,6 +427,9 @@ def test_update_moves_the_user_in_searches(client: httpx.Client) -> None:
     client.patch(f"/users/{user['id']}", json={"name": "Eve", "email": "eve@example.com"})
     assert read_all(client, name="ada") == read_all(client, email="ada@example.com") == []
     assert names(read_all(client, name="eve", email="EVE@example.com")) == ["Eve"]
+    for search in ({}, {"name": "e"}):
+        page = client.get("/users/", params={"sort": "name", "total": True, **search}).json()
+        assert (names(page["items"]), page["total"]) == (["Eve"], 1)
     add(client, email="ada@example.com")
 
 
@@ -499,6 +503,16 @@ def test_delete_answers_204_without_a_body(client: httpx.Client) -> None:
     response = client.delete(f"/users/{user['id']}")
     assert (response.status_code, response.content) == (204, b"")
     assert read_all(client) == []
+
+
+def test_deleted_user_is_in_no_list(client: httpx.Client) -> None:
+    user = add(client, "Ada", "ada@example.com")
+    client.delete(f"/users/{user['id']}").raise_for_status()
+    for sort in ("id", "-id", "name", "-name"):
+        for search in ({}, {"name": "a"}, {"email": "ada@example.com"}):
+            params = {"sort": sort, "total": True, **search}
+            page = client.get("/users/", params=params).json()
+            assert page == {"items": [], "next": None, "total": 0}
 
 
 # POST /users/bulk

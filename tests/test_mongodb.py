@@ -1,6 +1,7 @@
 """What is MongoDB's alone: a standalone server, and PyMongo's errors."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from conftest import serve
 from databases import Database, standalone_mongodb
 from pymongo import MongoClient
 from pymongo import errors as pymongo
+from pymongo.collection import Collection
 from test_contract import add, read_all
 
 import db
@@ -53,6 +55,31 @@ def test_app_is_not_ready_and_stores_nobody_without_the_counter(
         new = {"name": "a", "email": "a@b.de"}
         assert client.post("/users/", json=new).status_code == 503
         assert client.get("/users/").json()["items"] == []
+
+
+@on_mongodb
+def test_list_that_waits_for_another_transaction_is_503_in_time(
+    database: Database, tmp_path: Path
+) -> None:
+    direct: MongoClient[dict[str, Any]]
+    with (
+        database.new() as url,
+        serve(url, tmp_path) as server,
+        httpx.Client(base_url=server.url, timeout=30) as client,
+        MongoClient(url) as direct,
+        direct.start_session() as session,
+    ):
+        users: Collection[dict[str, Any]] = direct.get_default_database()["users"]
+        with session.start_transaction():
+            rival: dict[str, Any] = {"_id": -1, "email_key": "a@b.de"}
+            users.insert_one(rival, session=session)
+            began = time.monotonic()
+            response = client.post("/users/bulk", json=[{"name": "a", "email": "a@b.de"}])
+            assert response.status_code == 503
+            assert time.monotonic() - began < 8
+            session.abort_transaction()
+        response = client.post("/users/bulk", json=[{"name": "a", "email": "a@b.de"}])
+        assert response.status_code == 201
 
 
 @on_mongodb

@@ -227,6 +227,29 @@ def test_no_command_walks_through_all_keys(url: str, redis: Redis, tmp_path: Pat
     assert not used & {"keys", "scan", "sscan", "hscan", "zscan", "sort", "hgetall", "hkeys"}
 
 
+def test_change_is_one_script_and_no_other_command(url: str, redis: Redis, tmp_path: Path) -> None:
+    with serve(url, tmp_path) as server, httpx.Client(base_url=server.url) as client:
+
+        def change() -> None:
+            path = f"/users/{add(client)['id']}"
+            new = [{"name": "b", "email": "b@c.de"}]
+            client.post("/users/bulk?on_conflict=skip", json=new).raise_for_status()
+            client.patch(path, json={"name": "c"}, headers={"If-Match": '"1"'}).raise_for_status()
+            client.delete(path, headers={"If-Match": '"2"'}).raise_for_status()
+
+        change()  # the first time, Redis is sent the scripts' texts too
+        seen: list[str] = []
+        with redis.monitor() as monitor:  # type: ignore[no-untyped-call]
+            redis.ping()
+            change()
+            redis.ping()
+            while seen.count("PING") < 2:
+                command = monitor.next_command()
+                if command["client_type"] != "lua":
+                    seen.append(command["command"].split()[0])
+    assert seen[seen.index("PING") :] == ["PING", *["EVALSHA"] * 4, "PING"]
+
+
 def test_three_processes_at_once_keep_the_keys_whole(
     url: str, redis: Redis, tmp_path: Path
 ) -> None:

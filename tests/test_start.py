@@ -57,6 +57,7 @@ def only_line(printed: str) -> str:
         ("DATABASE_URL", "postgresql://a:b@localhost", "must name a database"),
         ("DATABASE_URL", "redis://a:b@hunter2@localhost/0", "write an @"),
         ("DATABASE_URL", "redis:///0", "must name a host"),
+        ("DATABASE_URL", "redis://localhost/hunter2", "a database only by its number"),
         ("DATABASE_URL", "redis://localhost/0?socket_timeout=hunter2", "an option after its ?"),
         ("DATABASE_URL", "sqlite://a:hunter2@localhost/x.db", "SQLite needs a file"),
         ("DATABASE_URL", "sqlite:///x.db?timeout=hunter2", "DATABASE_URL: "),

@@ -18,10 +18,14 @@ import pytest
 from conftest import free_port, serve
 from databases import Missing, open_redis, redis_server
 from redis import Redis
+from redis import exceptions as redis_errors
+from redis._parsers.base import BaseParser
 from sqlalchemy.engine import URL, make_url
 from test_contract import add, fields, read_all
 from test_start import only_line, start_and_fail
 
+import db
+from errors import Fault, classify
 from models import fold
 
 
@@ -306,20 +310,69 @@ def swallow(to: int, sent: list[bytes]) -> Iterator[int]:
         relay.shutdown()
 
 
+@contextmanager
+def serve_through(url: str, sent: list[bytes], folder: Path) -> Iterator[httpx.Client]:
+    """Yield a client of the app, which reaches Redis through a port that swallows answers."""
+    with swallow(make_url(url).port or 0, sent) as port:
+        through = make_url(url).set(port=port).render_as_string(hide_password=False)
+        with serve(through, folder) as server, httpx.Client(base_url=server.url) as client:
+            yield client
+
+
 def test_change_whose_answer_is_lost_is_not_sent_again(
     url: str, redis: Redis, tmp_path: Path
 ) -> None:
     sent: list[bytes] = []
-    with swallow(make_url(url).port or 0, sent) as port:
-        through = make_url(url).set(port=port).render_as_string(hide_password=False)
-        with serve(through, tmp_path) as server, httpx.Client(base_url=server.url) as client:
-            path = f"/users/{add(client)['id']}"
-            client.get("/users/").raise_for_status()
-            sent.append(b"from now on")
-            assert client.patch(path, json={"name": "Eve"}).status_code == 503
-            assert len(sent) == 2
-            assert redis.hget("roster:user:0000000000000000001", "version") == "2"
-            assert client.get("/users/").status_code == 503
-            assert len(sent) == 4, "a read is sent once more"
-            sent.clear()
-            assert client.get(path).json()["version"] == 2
+    with serve_through(url, sent, tmp_path) as client:
+        path = f"/users/{add(client)['id']}"
+        client.patch(path, json={}).raise_for_status()
+        sent.append(b"from now on")
+        assert client.patch(path, json={"name": "Eve"}).status_code == 503
+        assert len(sent) == 2
+        assert redis.hget("roster:user:0000000000000000001", "version") == "2"
+
+
+def test_read_whose_answer_is_lost_is_sent_once_more(url: str, tmp_path: Path) -> None:
+    sent: list[bytes] = []
+    with serve_through(url, sent, tmp_path) as client:
+        client.get("/users/").raise_for_status()
+        sent.append(b"from now on")
+        assert client.get("/users/").status_code == 503
+        assert len(sent) == 3
+        sent.clear()
+        assert client.get("/users/").is_success
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ("OOM command not allowed when used memory > 'maxmemory'.", Fault.FULL),
+        ("READONLY You can't write against a read only replica.", Fault.READ_ONLY),
+        ("MISCONF Errors writing to the AOF file.", Fault.READ_ONLY),
+        ("NOREPLICAS Not enough good replicas to write.", Fault.READ_ONLY),
+        ("LOADING Redis is loading the dataset in memory", Fault.AWAY),
+        ("MASTERDOWN Link with MASTER is down", Fault.AWAY),
+        ("ERR max number of clients reached", Fault.AWAY),
+        ("BUSY Redis is busy running a script.", Fault.BUSY),
+        ("NOAUTH Authentication required.", Fault.REFUSED),
+        ("WRONGPASS invalid username-password pair", Fault.REFUSED),
+        ("NOPERM this user has no permissions", Fault.REFUSED),
+        ("ERR DB index is out of range", Fault.REFUSED),
+        ("ERR unknown command", Fault.BUG),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", Fault.BUG),
+        (redis_errors.ConnectionError("Connection closed by server."), Fault.AWAY),
+        (redis_errors.TimeoutError("Timeout reading from socket"), Fault.AWAY),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_errors_of_redis_have_their_answer(
+    monkeypatch: pytest.MonkeyPatch, said: str | Exception, fault: Fault
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "redis://localhost")
+    db.get_settings.cache_clear()
+    from store_redis import driver_code  # it makes a client, of which nothing is asked
+
+    db.get_settings.cache_clear()
+    parse: Any = BaseParser.parse_error
+    error = parse(said) if isinstance(said, str) else said
+    assert classify(error, driver_code(error)) is fault

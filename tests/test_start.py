@@ -23,11 +23,14 @@ from test_contract import add, read_all
 
 
 def start_and_fail(folder: Path, env: dict[str, str]) -> str:
-    """Start the app, which must end by itself within 5 seconds; return what it printed."""
+    """Start the app, which must end by itself; return what it printed.
+
+    Alone on a machine it takes 1 or 2 seconds; here, other tests run beside it.
+    """
     command = [sys.executable, "-m", "uvicorn", "app:app", f"--port={free_port()}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
     result = subprocess.run(
-        command, check=False, cwd=folder, env=environment, capture_output=True, timeout=5, text=True
+        command, check=False, cwd=folder, env=environment, capture_output=True, timeout=15, text=True
     )
     assert result.returncode != 0
     printed = result.stdout + result.stderr
@@ -300,7 +303,8 @@ def test_connections_that_die_under_load_are_503_and_never_500(
             work = [pool.submit(use, i) for i in range(8)]
             for _ in range(5):
                 with relay(port, real.port or 0):
-                    time.sleep(0.5)
+                    statuses.discard(200)
+                    wait_until(lambda: 200 in statuses)
             done.set()
             for part in work:
                 part.result()

@@ -142,7 +142,7 @@ class Connection(sqlite3.Connection):
         stoppable = reads or (self.begun and not self.wrote)
         self.wrote = self.wrote or not reads
         try:
-            version = 0 if reads else self.run(self.version)
+            version = self.run(self.version) if stoppable and not reads else 0
             if stoppable and sql not in slow:
                 try:
                     result = self.run(work, budget=BUDGET)

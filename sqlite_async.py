@@ -9,9 +9,9 @@ here, on the event loop, and only what can take long goes to a thread. ``db`` ge
    the task sleeps and tries again, 5 seconds long. A statement that met a lock has changed nothing.
 2. The loop never waits for the disk to write: the writer's COMMIT runs in a thread.
 3. The loop never waits for a long statement. One that runs over its budget is interrupted, and runs
-   again in a thread. When a write is interrupted, SQLite undoes the whole transaction. So only a
-   SELECT may be interrupted, or the first write, if nobody else has written when the transaction
-   has begun again. A second write goes to the thread at once.
+   again in a thread. A write that is interrupted takes its whole transaction with it. So only a
+   SELECT may be interrupted, or the first write of a transaction; that begins again, and goes on
+   if nobody else has written meanwhile. A second write goes to the thread at once.
 4. BEGIN, COMMIT and ROLLBACK have no budget, and are never interrupted.
 5. A transaction that SQLite has undone by itself (disk full, a read error) is over: what comes
    after it, COMMIT too, fails with the same error. Else it would be done outside a transaction.
@@ -139,10 +139,10 @@ class Connection(sqlite3.Connection):
         """Run a statement on the loop if it may be interrupted there and is quick, else not."""
         self.check()
         reads = sql[:6].upper() == "SELECT"
-        stoppable = reads or not self.wrote
+        stoppable = reads or (self.begun and not self.wrote)
         self.wrote = self.wrote or not reads
         try:
-            version = 0 if reads else self.run(self.version)
+            version = self.run(self.version) if stoppable and not reads else 0
             if stoppable and sql not in slow:
                 try:
                     result = self.run(work, budget=BUDGET)
@@ -151,7 +151,9 @@ class Connection(sqlite3.Connection):
                 except sqlite3.OperationalError as error:
                     if primary_code(error) != sqlite3.SQLITE_INTERRUPT:
                         raise
-                if self.begun and not self.in_transaction:  # undone, and only reading was in it
+                if not reads:
+                    # It is undone, unless it was done already when SQLite looked at the clock.
+                    self.rollback()
                     self.begin()
                     self.wrote = True
                     if self.version() != version:

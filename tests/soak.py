@@ -100,9 +100,12 @@ def main(minutes: float) -> None:
             for i in range(20):
                 many = [{"name": f"x {j}", "email": f"{i}.{j}@example.net"} for j in range(1000)]
                 httpx.post(f"{server.url}/users/bulk", json=many, timeout=60).raise_for_status()
-            warm = asyncio.run(use_for(server, minutes * 15))
-            end = asyncio.run(use_for(server, minutes * 45))
-            printed = server.printed()
+            try:
+                warm = asyncio.run(use_for(server, minutes * 15))
+                end = asyncio.run(use_for(server, minutes * 45))
+            finally:
+                printed = server.printed()[-2000:]
+                print(printed)
         with sqlite3.connect(file) as connection:
             (check,) = connection.execute("PRAGMA integrity_check").fetchone()
             found = dict(connection.execute("SELECT id, email FROM users"))
@@ -112,7 +115,7 @@ def main(minutes: float) -> None:
     wrong = [f"{name} grow" for name, factor in MAY_GROW.items() if end[name] > warm[name] * factor]
     wrong += [f"status {status}" for status in answers if status.startswith("5")]
     if wrong or lost or check != "ok" or "Traceback" in printed:
-        sys.exit(f"wrong: {', '.join(wrong)}\n{printed[-2000:]}")
+        sys.exit(f"wrong: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 # run, test, lint: the three commands. Each makes .venv first if it is not there or is out of date.
-# bench measures, in a virtual environment of its own; bench-quick in less than two minutes.
+# bench measures, in a virtual environment of its own; bench-quick in less than two minutes;
+# bench-scale with ten million rows.
 
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
 PORT ?= 8000
 
-.PHONY: run test lint bench bench-quick
+.PHONY: run test lint bench bench-quick bench-scale
 
 run: $(VENV)/run.stamp
 	$(VENV)/bin/uvicorn app:app --port $(PORT) --timeout-graceful-shutdown 10
@@ -24,6 +25,9 @@ bench: $(BENCH_VENV)/bench.stamp
 
 bench-quick: $(BENCH_VENV)/bench.stamp
 	$(BENCH_VENV)/bin/python bench/run.py --quick
+
+bench-scale: $(BENCH_VENV)/bench.stamp
+	$(BENCH_VENV)/bin/python bench/scale.py $(SCALE)
 
 $(VENV)/bin/python $(BENCH_VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Roster needs Python 3.11 or later, this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'

@@ -1,6 +1,11 @@
 # run, test, lint: the three commands. Each makes .venv first if it is not there or is out of date.
+<<<<<<< HEAD
 # bench measures, in a virtual environment of its own; bench-quick in less than two minutes.
 # soak: SQLite in use for MINUTES.
+=======
+# bench measures, in a virtual environment of its own; bench-quick in less than two minutes;
+# bench-scale with ten million rows.
+>>>>>>> 1d6d5ff0e73ffead443e51ff8a8f028a683d8e76
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +13,11 @@ BENCH_VENV ?= .venv-bench
 PORT ?= 8000
 MINUTES ?= 1
 
+<<<<<<< HEAD
 .PHONY: run test lint bench bench-quick soak
+=======
+.PHONY: run test lint bench bench-quick bench-scale
+>>>>>>> 1d6d5ff0e73ffead443e51ff8a8f028a683d8e76
 
 run: $(VENV)/run.stamp
 	$(VENV)/bin/uvicorn app:app --port $(PORT) --timeout-graceful-shutdown 10
@@ -30,6 +39,9 @@ bench: $(BENCH_VENV)/bench.stamp
 
 bench-quick: $(BENCH_VENV)/bench.stamp
 	$(BENCH_VENV)/bin/python bench/run.py --quick
+
+bench-scale: $(BENCH_VENV)/bench.stamp
+	$(BENCH_VENV)/bin/python bench/scale.py $(SCALE)
 
 $(VENV)/bin/python $(BENCH_VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Roster needs Python 3.11 or later, this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'

@@ -295,6 +295,12 @@ def peers_on(backend: str, names: list[str]) -> Iterator[tuple[dict[str, Server]
         yield servers, version
 
 
+def progress_bar() -> Progress:
+    """Return a bar that says what is being measured."""
+    shown = [TextColumn("{task.description:<56}"), BarColumn(), MofNCompleteColumn()]
+    return Progress(*shown, TimeRemainingColumn(), console=console, transient=True)
+
+
 Results = dict[str, Any]
 
 
@@ -314,14 +320,8 @@ def run(backends: list[str], names: list[str], rounds: int, length: int) -> Resu
         "cells": {},
         "memory": {},
     }
-    shown = [
-        TextColumn("{task.description:<56}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    ]
     steps = len(OPERATIONS) * (1 + len(backends) * len(names) * rounds)
-    with Progress(*shown, console=console, transient=True) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("", total=steps)
 
         def step(server: Server, operation: str, what: str, script: list[str], length: int) -> Any:

@@ -1,0 +1,385 @@
+"""Measure what must not grow with the number of users; ``README.md`` says how.
+
+Whatever has a goal is a line of one table. Servers, wrk and its script are those of ``run.py``.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import urlencode
+
+import httpx
+import psutil
+from rich.table import Table as Grid
+from run import (
+    CONNECTIONS,
+    CORES,
+    DATABASES,
+    LOAD_CORES,
+    PAGE,
+    PEERS,
+    ROSTER,
+    UVICORN,
+    Peer,
+    Server,
+    console,
+    machine,
+    measure,
+    median,
+    new_user,
+    progress_bar,
+    ratio,
+    seconds,
+    serve,
+)
+from sqlalchemy import Connection, create_engine, make_url
+
+sys.path.append(str(ROSTER))
+
+from databases import BACKENDS, Missing  # run.py leads there
+from plans import QUESTIONS, complaints, explain
+
+from db import make_engines
+from models import Cursor
+
+SMALL = 10_000
+EXPORTED = 1_000_000
+STARTS = 5
+BULKS = 100
+OPERATIONS = {
+    "get": "Get one",
+    "list": "List 100 by id",
+    "names": "List 100 by name",
+    "email": "Look up an email",
+    "create": "Create",
+}
+JSON = {"Content-Type": "application/json"}
+SHOWN = ("get", "page by id, after", "page by name, after", "look up email")
+
+# 65,536 names, each as often as every other, in no order.
+FIRST = (
+    "Ada Alan Barbara Claude Donald Edsger Frances Grace Hedy John Ken Linus Mary Niklaus Radia Tim"
+)
+SYLLABLES = "ka lo mi ne ru sta ven dor bel fin gar hol jan pet quin wood"
+STAMP = {"sqlite": "'2026-01-01 00:00:00.000000'", "postgresql": "'2026-01-01 00:00:00+00'"}
+NUMBERS = {
+    "sqlite": "SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows}",
+    "postgresql": "SELECT generate_series(1, {rows}::bigint)",
+}
+# An index is made faster of all rows at once. SQLite cannot take off a unique constraint.
+BEFORE = {
+    "sqlite": ["PRAGMA journal_mode=OFF", "PRAGMA synchronous=OFF", "PRAGMA cache_size=-1000000"],
+    "postgresql": ["ALTER TABLE users DROP CONSTRAINT uq_users_email_key"],
+}
+AFTER = {
+    "sqlite": ["ANALYZE"],
+    "postgresql": [
+        "ALTER TABLE users ADD CONSTRAINT uq_users_email_key UNIQUE (email_key)",
+        "SELECT setval(pg_get_serial_sequence('users', 'id'), (SELECT max(id) FROM users))",
+        "VACUUM ANALYZE users",
+        "CHECKPOINT",
+    ],
+}
+
+
+def word(words: str, bits: int) -> str:
+    """Return the SQL for one of 16 words, by four bits of a row's number."""
+    padded = "".join(f"{each:8}" for each in words.split())
+    return f"trim(substr('{padded}', 1 + 8 * CAST((i * 40503 >> {bits}) & 15 AS integer), 8))"
+
+
+@contextmanager
+def connect(url: str) -> Iterator[Connection]:
+    """Yield a connection without transactions."""
+    url = url.replace("postgresql:", "postgresql+psycopg:")
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
+def fill(url: str, rows: int) -> None:
+    """Let Roster make its table, and put rows like its own there."""
+    with serve("roster", PEERS["roster"], url) as server:
+        server.wait()
+    backend = make_url(url).get_backend_name()
+    first, *last = word(FIRST, 0), *(word(SYLLABLES, bits) for bits in (4, 8, 12))
+    last[0] = f"upper(substr({last[0]}, 1, 1)) || substr({last[0]}, 2)"
+    with connect(url) as connection:
+        for statement in [*BEFORE[backend], "DROP INDEX ix_users_name_key_id"]:
+            connection.exec_driver_sql(statement)
+        connection.exec_driver_sql(f"""
+            INSERT INTO users
+                (id, name, email, created_at, updated_at, version, name_key, email_key)
+            WITH RECURSIVE
+                n(i) AS ({NUMBERS[backend].format(rows=rows)}),
+                words AS (SELECT i, {first} AS first, {" || ".join(last)} AS last FROM n),
+                named AS (SELECT i, first || ' ' || last AS name,
+                    first || '.' || last || i || '@example.com' AS email FROM words)
+            SELECT i, name, email, {STAMP[backend]}, {STAMP[backend]}, 1, lower(name), lower(email)
+            FROM named
+            """)  # noqa: S608  # all of it is written here
+        for statement in [
+            "CREATE INDEX ix_users_name_key_id ON users (name_key, id)",
+            *AFTER[backend],
+        ]:
+            connection.exec_driver_sql(statement)
+
+
+def scripts(url: str, rows: int, folder: Path) -> dict[str, list[str]]:
+    """Return what load.lua is told for each operation: users and pages at random places."""
+    ids = random.Random(1).choices(range(1, rows + 1), k=10_000)
+    with connect(url) as connection:
+        listed = ",".join(map(str, ids))
+        found = connection.exec_driver_sql(
+            f"SELECT id, name, email FROM users WHERE id IN ({listed})"  # noqa: S608  # numbers
+        )
+        users = {user.id: user for user in found}
+    asked: dict[str, list[str]] = {
+        operation: [] for operation in OPERATIONS if operation != "create"
+    }
+    for user in (users[i] for i in ids):
+        by_id = {"limit": PAGE, "cursor": Cursor("id", user.id, user.name).encode()}
+        by_name = {"limit": PAGE, "cursor": Cursor("name", user.id, user.name).encode()}
+        asked["get"].append(f"/users/{user.id}")
+        asked["list"].append(f"/users/?{urlencode(by_id)}")
+        asked["names"].append(f"/users/?{urlencode(by_name)}")
+        asked["email"].append(f"/users/?{urlencode({'email': user.email})}")
+    told = {"create": ["create"]}
+    for operation, paths in asked.items():
+        (folder / operation).write_text("\n".join(paths))
+        told[operation] = ["read", str(folder / operation)]
+    return told
+
+
+class Report:
+    """What was measured, each with its goal."""
+
+    def __init__(self) -> None:
+        self.grid = Grid("", "measured", "goal", "", title_justify="left")
+
+    def add(self, what: str, measured: str, goal: str = "", good: bool | None = None) -> None:
+        """Add a line; without a verdict if it has no goal."""
+        verdict = {None: "", True: "[green]pass[/]", False: "[red]FAIL[/]"}[good]
+        self.grid.add_row(what, measured, goal, verdict)
+
+
+def compare(
+    urls: dict[int, str], backend: str, rounds: int, length: int, bar: Any, report: Report
+) -> None:
+    """Ask a small and a large database for the same, in turn, in a shuffled order."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="roster-bench-")))
+        servers, told = {}, {}
+        for rows, url in urls.items():
+            servers[rows] = stack.enter_context(serve("roster", PEERS["roster"], url))
+            (folder / str(rows)).mkdir()
+            told[rows] = scripts(url, rows, folder / str(rows))
+            servers[rows].wait()
+        cells: dict[str, dict[int, Any]] = {
+            operation: {rows: [] for rows in urls} for operation in OPERATIONS
+        }
+        for number in range(rounds):
+            for operation in OPERATIONS:
+                for rows in random.sample([*urls], len(urls)):
+                    bar(f"{DATABASES[backend]}, {rows:,} rows: {OPERATIONS[operation].lower()}")
+                    script = told[rows][operation] + [f"r{number}"] * (operation == "create")
+                    cells[operation][rows].append(measure(servers[rows], script, length))
+    for operation, (small, large) in ((name, each.values()) for name, each in cells.items()):
+        times = ratio(small, large)
+        report.add(
+            f"{OPERATIONS[operation]}: time, large to small",
+            f"{times:.2f}x ({median(small, 'rps'):,.0f}, {median(large, 'rps'):,.0f} req/s)",
+            "0.8x to 1.2x",
+            0.8 <= times <= 1.2,
+        )
+    for operation in ("get", "list", "create"):
+        p50, p99 = (median(cells[operation][SMALL], key) for key in ("p50", "p99"))
+        what = f"{OPERATIONS[operation]}: p99 / p50, {CONNECTIONS} connections"
+        report.add(what, f"{p99 / p50:.1f} ({p99:.1f} / {p50:.1f} ms)", "at most 2", p99 <= 2 * p50)
+
+
+async def show_plans(url: str, user_id: int, report: Report) -> None:
+    """Print how the database finds what it is asked for; all plans are judged."""
+    engines = make_engines(make_url(url), 2)
+    try:
+        plans = await explain(engines.writer, user_id)
+    finally:
+        for engine in engines:
+            await engine.dispose()
+    backend = make_url(url).get_backend_name()
+    for name in SHOWN:
+        console.print(f"{DATABASES[backend]}, {name}:", *plans[name], sep="\n", highlight=False)
+    wrong = [
+        name
+        for name, question in QUESTIONS.items()
+        if any(complaints(backend, question, plan) for plan in plans[name])
+    ]
+    report.add("Plans that follow no index", ", ".join(wrong) or "none", "none", not wrong)
+
+
+def start(url: str, bar: Any, report: Report) -> None:
+    """Measure how long a new process takes to answer, and its memory then."""
+    took, memory = [], 0.0
+    for _ in range(STARTS):
+        bar("start")
+        began = time.monotonic()
+        with serve("roster", PEERS["roster"], url) as server:
+            while time.monotonic() < began + 30:
+                try:
+                    server.client.get("/users/1").raise_for_status()
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.005)
+            took.append(time.monotonic() - began)
+            memory = max(memory, server.memory())
+    middle = statistics.median(took)
+    report.add(f"Start to first answer, median of {STARTS}", f"{middle:.2f} s", "1 s", middle <= 1)
+    report.add("Memory after the first answer", f"{memory:.0f} MB", "90 MB", memory <= 90)
+
+
+def export(server: Server, rows: int, report: Report) -> None:
+    """Download all users, and look at the server's memory meanwhile."""
+    before = server.memory()
+    lines, samples, began = 0, [], time.monotonic()
+    with server.client.stream("GET", "/users/export") as answer:
+        for number, chunk in enumerate(answer.iter_raw()):
+            lines += chunk.count(b"\n")
+            if number % 100 == 0:
+                samples.append((lines, server.memory()))
+    took = time.monotonic() - began
+    if lines != rows:
+        sys.exit(f"The export has {lines} lines, not {rows}.")
+    first = max(memory for lines, memory in samples if lines <= rows / 10)
+    most = max(memory for _, memory in samples)
+    report.add(f"Export of {rows:,} users", f"{rows / took:,.0f} rows/s")
+    report.add(
+        "Export: memory before, in the first tenth, at most",
+        f"{before:.0f}, {first:.0f}, {most:.0f} MB",
+        "first tenth + 5 MB",
+        most <= first + 5,
+    )
+
+
+def bulk(server: Server, report: Report) -> None:
+    """Add many users, 1000 in a request."""
+    bodies = [
+        json.dumps([new_user(10**9 + 1000 * number + i) for i in range(1000)]).encode()
+        for number in range(BULKS)
+    ]
+    computed, began = seconds(server.family()), time.monotonic()
+    for body in bodies:
+        server.client.post("/users/bulk", content=body, headers=JSON).raise_for_status()
+    rate = 1000 * BULKS / (time.monotonic() - began)
+    computed = 1000 * BULKS / (seconds(server.family()) - computed)
+    measured = f"{rate:,.0f} rows/s ({computed:,.0f} a second of processor time)"
+    report.add("Bulk, 1000 in a request", measured, "20,000 rows/s", rate >= 20_000)
+
+
+def workers(url: str, rounds: int, length: int, bar: Any, report: Report) -> None:
+    """Compare one worker with two, wherever the machine puts them, wrk and PostgreSQL."""
+    os.sched_setaffinity(0, CORES)
+    cells: dict[int, Any] = {1: [], 2: []}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="roster-bench-")))
+        script = scripts(url, SMALL, folder)["get"]
+        servers = {}
+        for count in cells:
+            peer = Peer(f"Roster, {count} workers", f"{UVICORN} --workers={count} app:app")
+            servers[count] = stack.enter_context(serve("roster", peer, url))
+            servers[count].wait()
+            time.sleep(1)  # the first worker has answered; the second may not be there yet
+        for process in psutil.Process().children(recursive=True):
+            for thread in process.threads():
+                os.sched_setaffinity(thread.id, CORES)
+        for _ in range(rounds):
+            for count, server in servers.items():
+                bar(f"PostgreSQL: get one, --workers {count}")
+                cells[count].append(measure(server, script, length))
+    os.sched_setaffinity(0, LOAD_CORES)
+    # If wrk, PostgreSQL and one worker together take 1.5 cores, two cores cannot do twice as much.
+    used = sum(median(cells[1], who) for who in ("server", "wrk", "database"))
+    most = min(2.0, len(CORES) / used)
+    times = ratio(cells[2], cells[1])
+    report.add(
+        "Get one, --workers 2",
+        f"{times:.2f}x ({median(cells[1], 'rps'):,.0f}, {median(cells[2], 'rps'):,.0f} req/s)",
+        f"{0.8 * most:.2f}x ({len(CORES)} cores allow {most:.2f}x)",
+        times >= 0.8 * most,
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure everything, and print it."""
+    grids = []
+    steps = len(OPERATIONS) * 2 * args.rounds + 3 + STARTS
+    with progress_bar() as progress:
+        task = progress.add_task("", total=steps * len(args.backend) + 1 + 2 * args.rounds)
+
+        def bar(what: str) -> None:
+            progress.update(task, description=what, advance=1)
+
+        for backend in args.backend:
+            report = Report()
+            with ExitStack() as stack:
+                database = stack.enter_context(BACKENDS[backend]())
+                urls = {}
+                for rows in (SMALL, args.rows):
+                    bar(f"{DATABASES[backend]}: fill with {rows:,} rows")
+                    urls[rows] = stack.enter_context(database.new())
+                    fill(urls[rows], rows)
+                report.grid.title = f"{database.version}, {SMALL:,} and {args.rows:,} rows"
+                asyncio.run(show_plans(urls[args.rows], args.rows // 2, report))
+                compare(urls, backend, args.rounds, args.seconds, bar, report)
+                start(urls[SMALL], bar, report)
+                if backend == "sqlite":
+                    rows = min(EXPORTED, args.rows)
+                    bar(f"SQLite: export {rows:,} rows, and add {1000 * BULKS:,}")
+                    url = stack.enter_context(database.new())
+                    fill(url, rows)
+                    with serve("roster", PEERS["roster"], url) as server:
+                        server.wait()
+                        export(server, rows, report)
+                        bulk(server, report)
+                else:
+                    workers(urls[SMALL], args.rounds, args.seconds, bar, report)
+            grids.append(report.grid)
+    console.print(*grids)
+    console.print(f"{machine()}, {date.today()}; load {os.getloadavg()[0]:.1f}")
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description="Measure Roster with many users.")
+    parser.add_argument("--rows", type=int, default=10_000_000, help="more than 10,000")
+    parser.add_argument("--backend", nargs="+", choices=DATABASES, default=list(DATABASES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=2, help="how long a measurement takes")
+    args = parser.parse_args()
+    if args.rows <= SMALL:
+        parser.error(f"--rows must be more than {SMALL}")
+    if shutil.which("wrk") is None:
+        sys.exit("no wrk here: install Debian's wrk")
+    os.sched_setaffinity(0, LOAD_CORES)  # wrk and PostgreSQL inherit it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    try:
+        run(args)
+    except Missing as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,6 @@
 # run, test, lint: the three commands. Each makes .venv first if it is not there or is out of date.
-<<<<<<< HEAD
-# bench measures, in a virtual environment of its own; bench-quick in less than two minutes.
-# soak: SQLite in use for MINUTES.
-=======
 # bench measures, in a virtual environment of its own; bench-quick in less than two minutes;
-# bench-scale with ten million rows.
->>>>>>> 1d6d5ff0e73ffead443e51ff8a8f028a683d8e76
+# bench-scale with ten million rows. soak: SQLite in use for MINUTES.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,11 +8,7 @@ BENCH_VENV ?= .venv-bench
 PORT ?= 8000
 MINUTES ?= 1
 
-<<<<<<< HEAD
-.PHONY: run test lint bench bench-quick soak
-=======
-.PHONY: run test lint bench bench-quick bench-scale
->>>>>>> 1d6d5ff0e73ffead443e51ff8a8f028a683d8e76
+.PHONY: run test lint bench bench-quick bench-scale soak
 
 run: $(VENV)/run.stamp
 	$(VENV)/bin/uvicorn app:app --port $(PORT) --timeout-graceful-shutdown 10

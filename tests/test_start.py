@@ -30,7 +30,13 @@ def start_and_fail(folder: Path, env: dict[str, str]) -> str:
     command = [sys.executable, "-m", "uvicorn", "app:app", f"--port={free_port()}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
     result = subprocess.run(
-        command, check=False, cwd=folder, env=environment, capture_output=True, timeout=15, text=True
+        command,
+        check=False,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        timeout=15,
+        text=True,
     )
     assert result.returncode != 0
     printed = result.stdout + result.stderr

@@ -138,7 +138,7 @@ class Connection(sqlite3.Connection):
     def perform(self, sql: str, work: Callable[[], Any]) -> Any:
         """Run a statement on the loop if it may be interrupted there and is quick, else not."""
         self.check()
-        reads = sql[:6].upper() == "SELECT"
+        reads = not self.writes or sql[:6].upper() == "SELECT"
         stoppable = reads or (self.begun and not self.wrote)
         self.wrote = self.wrote or not reads
         try:
@@ -160,7 +160,8 @@ class Connection(sqlite3.Connection):
                         raise changed_meanwhile()
             result, seconds = self.run(lambda: timed(work), in_thread=True, stoppable=True)
         except sqlite3.Error as error:
-            self.failure = error
+            if not self.in_transaction:
+                self.failure = error
             raise
         if seconds <= BUDGET:
             slow.discard(sql)
@@ -284,6 +285,20 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return work(), time.thread_time() - began
 
 
+class InTurn(AsyncAdaptedQueuePool):
+    """A pool that gives out one connection in a round of the event loop, in the order of asking."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.turn = asyncio.Lock()
+
+    def connect(self) -> PoolProxiedConnection:
+        """Wait for a turn; the next one has it in the next round."""
+        await_(self.turn.acquire())
+        asyncio.get_running_loop().call_soon(self.turn.release)
+        return super().connect()
+
+
 class Dialect(SQLiteDialect_pysqlite):
     """SQLAlchemy's SQLite with the connections of this module."""
 
@@ -294,8 +309,8 @@ class Dialect(SQLiteDialect_pysqlite):
 
     @classmethod
     def get_pool_class(cls, url: URL) -> type[Pool]:
-        """Return the pool that waits for connections without a thread."""
-        return AsyncAdaptedQueuePool
+        """Return our pool."""
+        return InTurn
 
     def connect(self, *args: Any, writes: bool, timeout: float = 5, **options: Any) -> Any:
         """Open the file (https://docs.python.org/3/library/sqlite3.html#sqlite3.connect)."""
@@ -319,20 +334,6 @@ class Dialect(SQLiteDialect_pysqlite):
         raise ArgumentError("SQLite has no other isolation levels here")
 
 
-class InTurn(AsyncAdaptedQueuePool):
-    """A pool that gives out one connection in a round of the event loop, in the order of asking."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.turn = asyncio.Lock()
-
-    def connect(self) -> PoolProxiedConnection:
-        """Wait for a turn; the next one has it in the next round."""
-        await_(self.turn.acquire())
-        asyncio.get_running_loop().call_soon(self.turn.release)
-        return super().connect()
-
-
 registry.register("sqlite.loop", __name__, "Dialect")
 
 
@@ -340,9 +341,7 @@ def make_engines(url: URL, **options: Any) -> tuple[AsyncEngine, AsyncEngine]:
     """Return engines for a file: one with the writer, one with four readers."""
     url = url.set(drivername="sqlite+loop")
     writer = create_async_engine(url, pool_size=1, connect_args={"writes": True}, **options)
-    reader = create_async_engine(
-        url, pool_size=4, poolclass=InTurn, connect_args={"writes": False}, **options
-    )
+    reader = create_async_engine(url, pool_size=4, connect_args={"writes": False}, **options)
 
     @event.listens_for(reader.sync_engine, "do_connect")
     def open_the_writer_first(*_: Any) -> None:

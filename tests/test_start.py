@@ -218,7 +218,10 @@ def test_option_that_the_driver_does_not_know_is_one_line(
 
 
 @pytest.mark.parametrize("database", ["mongodb", "redis"], indirect=True)
-def test_database_that_is_frozen_is_503_in_time(database: Database, tmp_path: Path) -> None:
+def test_database_that_is_frozen_is_503_in_time(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POOL_SIZE", "2")  # most have to wait for a connection
     real, port = make_url(database.url), free_port()
     url = real.set(port=port).render_as_string(hide_password=False)
     new = {"name": "a", "email": "a@b.de"}

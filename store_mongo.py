@@ -281,8 +281,11 @@ async def start() -> None:
     store = MongoUserStore(get_client())
     await store.users.create_index("email_key", unique=True)
     await store.users.create_index([("name_key", 1), ("_id", 1)])
-    with suppress(DuplicateKeyError):  # it is there
-        await store.counters.insert_one({"_id": "users", "last": Int64(0)})
+    newest = await store.users.find_one({}, sort=[("_id", -1)])
+    # Users may have been restored without their counter.
+    last = {"last": Int64(newest["_id"] if newest else 0)}
+    with suppress(DuplicateKeyError):  # somebody else who started at the same moment was faster
+        await store.counters.update_one({"_id": "users"}, {"$max": last}, upsert=True)
     await store.ping()
     if not await store.has_transactions():
         logger.warning("%s is a standalone server: POST /users/bulk will answer 503.", place())

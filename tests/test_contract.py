@@ -333,8 +333,8 @@ def test_cursor_keeps_its_sort(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("prefix", "found"),
     [
-        ("ada", ["Ada", "ADA L", "ada%", "ａｄａ_", "Adaé"]),
-        ("ADA", ["Ada", "ADA L", "ada%", "ａｄａ_", "Adaé"]),
+        ("ada", ["Ada", "ADA L", "ada%", "ａｄａ_", "Ada😀"]),
+        ("ADA", ["Ada", "ADA L", "ada%", "ａｄａ_", "Ada😀"]),
         ("ada ", ["ADA L"]),
         ("ada%", ["ada%"]),
         ("ada_", ["ａｄａ_"]),
@@ -346,13 +346,13 @@ def test_cursor_keeps_its_sort(client: httpx.Client) -> None:
         ("stras", ["Straße"]),
         ("\\", ["\\"]),
         ("😀", ["😀 smile"]),
-        ("", ["Ada", "ADA L", "ada%", "ａｄａ_", "Adaé", "Élodie", "Straße", "\\", "😀 smile"]),
+        ("", ["Ada", "ADA L", "ada%", "ａｄａ_", "Ada😀", "Élodie", "Straße", "\\", "😀 smile"]),
     ],
 )
 def test_name_finds_a_prefix_in_any_case(
     client: httpx.Client, prefix: str, found: list[str]
 ) -> None:
-    for name in ("Ada", "ADA L", "ada%", "ａｄａ_", "Adaé", "Élodie", "Straße", "\\", "😀 smile"):
+    for name in ("Ada", "ADA L", "ada%", "ａｄａ_", "Ada😀", "Élodie", "Straße", "\\", "😀 smile"):
         add(client, name)
     assert names(read_all(client, name=prefix)) == found
     assert names(read_all(client, name=prefix, limit=1, sort="-id")) == found[::-1]

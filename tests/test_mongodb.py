@@ -58,6 +58,18 @@ def test_app_is_not_ready_and_stores_nobody_without_the_counter(
 
 
 @on_mongodb
+def test_users_restored_without_the_counter_keep_their_ids(
+    database: Database, tmp_path: Path
+) -> None:
+    with database.new() as url:
+        for name in ("a", "b"):
+            with serve(url, tmp_path) as server, httpx.Client(base_url=server.url) as client:
+                assert add(client, name, f"{name}@b.de")["id"] == "ab".index(name) + 1
+            with MongoClient[dict[str, Any]](url) as direct:
+                direct.get_default_database()["counters"].delete_many({})
+
+
+@on_mongodb
 def test_list_that_waits_for_another_transaction_is_503_in_time(
     database: Database, tmp_path: Path
 ) -> None:
@@ -93,6 +105,7 @@ def test_reading_that_is_cancelled_loses_no_socket(
     store_mongo.get_client.cache_clear()
 
     async def read_and_leave() -> None:
+        await store_mongo.start()
         store = await store_mongo.get_store()
         for milliseconds in range(20):
             reading = [asyncio.create_task(store.page(UserQuery(), 5)) for _ in range(5)]

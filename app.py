@@ -26,7 +26,8 @@ from store import UserStore, choose_backend, read_page
 from strict import StrictRoute
 
 backend = choose_backend(get_settings().database_url.get_secret_value())
-StoreDep = Annotated[UserStore, Depends(backend.get_store)]
+StoreDep = Annotated[UserStore, Depends(backend.get_store)]  # for changes, with a session
+ReaderDep = Annotated[UserStore, Depends(backend.get_reader)]
 
 
 @asynccontextmanager
@@ -83,7 +84,7 @@ async def create_users(
 
 
 @app.get("/users/", responses=errors.READING)
-async def read_users(query: Annotated[UserQuery, Query()], store: StoreDep) -> UserPage:
+async def read_users(query: Annotated[UserQuery, Query()], store: ReaderDep) -> UserPage:
     """List users, page by page: send `next` as `cursor` until it is null.
 
     Users who are there all the time come exactly once, whoever else comes and goes meanwhile. When
@@ -98,9 +99,9 @@ async def read_users(query: Annotated[UserQuery, Query()], store: StoreDep) -> U
     responses=errors.READING
     | {200: {"content": {kind.split(";")[0]: {} for kind in MEDIA_TYPES.values()}}},
 )
-async def export_users(format: Format = "jsonl") -> StreamingResponse:
+async def export_users(store: ReaderDep, format: Format = "jsonl") -> StreamingResponse:
     """Download every user, by id."""
-    return await stream_users(backend.open_store, format)
+    return await stream_users(store, format)
 
 
 @app.get(
@@ -110,7 +111,7 @@ async def export_users(format: Format = "jsonl") -> StreamingResponse:
 )
 async def read_user(
     user_id: IdPath,
-    store: StoreDep,
+    store: ReaderDep,
     response: Response,
     if_none_match: Annotated[str | None, Header(description="The ETags that you have.")] = None,
 ) -> UserRead | Response:
@@ -155,7 +156,7 @@ async def live() -> dict[str, str]:
 
 
 @app.get("/readyz", responses=errors.AWAY)
-async def ready(store: StoreDep) -> dict[str, str]:
+async def ready(store: ReaderDep) -> dict[str, str]:
     """Say that the database answers."""
     await store.ping()
     return {"status": "ok"}

@@ -2,36 +2,32 @@
 
 import csv
 import io
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter
 
-from models import UserQuery, UserRead
+from models import UserQuery, UserRead, user_list
 from store import UserStore, read_page
 
-OpenStore = Callable[[], AbstractAsyncContextManager[UserStore]]
 Format = Literal["jsonl", "csv"]
 MEDIA_TYPES: dict[Format, str] = {"jsonl": "application/jsonl", "csv": "text/csv; charset=utf-8"}
 USER = TypeAdapter(UserRead)
-USERS = TypeAdapter(list[UserRead])
 
 # A spreadsheet takes a cell that begins with one of these for a formula
 # (https://owasp.org/www-community/attacks/CSV_Injection), their full-width forms included.
 FORMULA = tuple("=+-@＝＋－＠")  # noqa: RUF001 (the full-width forms are meant)
 
 
-async def read_pages(open_store: OpenStore) -> AsyncIterator[list[UserRead]]:
+async def read_pages(store: UserStore) -> AsyncIterator[list[UserRead]]:
     """Yield all users by id, page by page, at least one page.
 
-    Each page has a session of its own: a client that reads slowly holds no connection.
+    Between two pages no connection is held, however slowly a client reads.
     """
     query = UserQuery(limit=200)
     while True:
-        async with open_store() as store:
-            page = await read_page(store, query)
+        page = await read_page(store, query)
         yield page.items
         if page.next is None:
             return
@@ -52,19 +48,19 @@ def to_csv(users: list[UserRead]) -> str:
     """Return a line of CSV for each user (RFC 4180), no cell of which is a formula."""
     lines = io.StringIO()
     writer = csv.writer(lines)
-    for user in USERS.dump_python(users, mode="json"):
+    for user in user_list.dump_python(users, mode="json"):
         writer.writerow(safe_cell(value) for value in user.values())
     return lines.getvalue()
 
 
-async def stream_users(open_store: OpenStore, format: Format) -> StreamingResponse:
+async def stream_users(store: UserStore, format: Format) -> StreamingResponse:
     """Return the answer that streams every user.
 
     The first page is read before the answer begins, while a database that is away can still be
     told by a 503. If it goes away later, the answer ends without its last chunk, and no client
     takes it for whole (RFC 9112, section 8).
     """
-    pages = read_pages(open_store)
+    pages = read_pages(store)
     first = await anext(pages)
 
     async def lines() -> AsyncIterator[str]:

@@ -6,7 +6,6 @@ order as every other store, so that two of them can be read side by side.
 
 import sys
 from collections.abc import Collection, Sequence
-from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from models import Cursor, UserCreate, UserPage, UserQuery, UserRead, UserUpdate
@@ -93,11 +92,11 @@ class Backend(Protocol):
         ...
 
     def get_store(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the store of a request: a dependency of FastAPI's."""
+        """Return a request's store for changes: a dependency of FastAPI's."""
         ...
 
-    def open_store(self) -> AbstractAsyncContextManager[UserStore]:
-        """Return a store for reading outside a request, with a session of its own."""
+    async def get_reader(self) -> UserStore:
+        """Return a store that is only read from: a dependency too."""
         ...
 
     def place(self) -> str:

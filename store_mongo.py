@@ -10,7 +10,7 @@ import asyncio
 import sys
 import warnings
 from collections.abc import Collection, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import suppress
 from functools import cache, partial
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -261,9 +261,7 @@ async def get_store() -> MongoUserStore:
     return MongoUserStore(get_client())
 
 
-def open_store() -> AbstractAsyncContextManager[MongoUserStore]:
-    """Return a store for reading outside a request."""
-    return nullcontext(MongoUserStore(get_client()))
+get_reader = get_store
 
 
 def place() -> str:

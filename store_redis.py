@@ -22,7 +22,6 @@ refuse. Scripts use keys that are not among their arguments: no Redis Cluster.
 
 import sys
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import cache
 from ssl import SSLCertVerificationError
 from typing import Any
@@ -344,9 +343,7 @@ async def get_store() -> RedisUserStore:
     return make_store()
 
 
-def open_store() -> AbstractAsyncContextManager[RedisUserStore]:
-    """Return the store for reading outside a request."""
-    return nullcontext(make_store())
+get_reader = get_store
 
 
 def place() -> str:

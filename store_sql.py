@@ -4,8 +4,7 @@ The unique constraint on ``email_key`` and the version in every UPDATE and DELET
 store writes and then catches; it never looks first whether it may. ``db`` commits.
 """
 
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from operator import ge, gt, le, lt
 from typing import Any
@@ -18,7 +17,7 @@ from sqlmodel import SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import Select, SelectOfScalar
 
-from db import SessionDep, database_url, get_engines, open_session
+from db import SessionDep, database_url, get_engines, read
 from errors import Fault, classify
 from models import (
     KEY_MAX,
@@ -55,10 +54,11 @@ INSERT = insert(USERS)
 
 
 class SQLUserStore:
-    """Users in the table ``users``."""
+    """Users in the table ``users``. What changes something needs a session, what reads does not."""
 
-    def __init__(self, session: AsyncSession) -> None:
-        self.session = session
+    def __init__(self, session: AsyncSession | None = None) -> None:
+        if session:
+            self.session = session
 
     async def add(self, new: UserCreate) -> UserRead:
         """Insert a row; the unique constraint says whether the address is free."""
@@ -101,23 +101,20 @@ class SQLUserStore:
 
     async def get(self, user_id: int) -> UserRead:
         """Select a row by its primary key."""
-        row = (await self.session.exec(READ_ONE, params={"id": user_id})).one_or_none()
-        if row is None:
+        rows = await read(READ_ONE, {"id": user_id})
+        if not rows:
             raise NotFound
-        return to_users([row])[0]
+        return to_users(rows)[0]
 
     async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
         """Select by position, not by offset: the index leads to the first row of any page."""
-        rows = await self.session.exec(
-            select_page(query.sort, query.after is not None, *filters(query)),
-            params={**parameters(query), "limit": limit},
-        )
-        return to_users(rows.all())
+        statement = select_page(query.sort, query.after is not None, *filters(query))
+        return to_users(await read(statement, {**parameters(query), "limit": limit}))
 
     async def count(self, query: UserQuery) -> int:
         """Count rows; the more fit, the longer it takes."""
-        rows = await self.session.exec(select_count(*filters(query)), params=parameters(query))
-        return rows.one()
+        [(count,)] = await read(select_count(*filters(query)), parameters(query))
+        return int(count)
 
     async def change(
         self, user_id: int, update: UserUpdate, if_match: Collection[int] | None
@@ -136,7 +133,7 @@ class SQLUserStore:
 
     async def ping(self) -> None:
         """Select a row, with all columns."""
-        await self.session.exec(READ_ALL)
+        await read(READ_ALL, {})
 
     async def get_locked(self, user_id: int, if_match: Collection[int] | None) -> User:
         """Select a row FOR UPDATE (on SQLite, the transaction has the lock already)."""
@@ -250,15 +247,13 @@ def parameters(query: UserQuery) -> dict[str, Any]:
 
 
 async def get_store(session: SessionDep) -> SQLUserStore:
-    """Return the store of a request."""
+    """Return a request's store for changes."""
     return SQLUserStore(session)
 
 
-@asynccontextmanager
-async def open_store() -> AsyncIterator[SQLUserStore]:
-    """Yield a store for reading outside a request."""
-    async with open_session(reading=True) as session:
-        yield SQLUserStore(session)
+async def get_reader() -> SQLUserStore:
+    """Return a store that is only read from."""
+    return SQLUserStore()
 
 
 def place() -> str:
@@ -285,8 +280,7 @@ async def start() -> None:
         except DBAPIError as error:
             if not more_tries or driver_code(error) not in MADE_BY_ANOTHER:
                 raise
-    async with open_store() as store:
-        await store.ping()
+    await SQLUserStore().ping()
 
 
 async def stop() -> None:

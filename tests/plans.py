@@ -6,6 +6,7 @@ The benchmark prints them too, so this knows nothing of pytest.
 import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import patch
 
 from pydantic import MISSING
 from sqlalchemy import event
@@ -135,8 +136,13 @@ async def explain(engine: AsyncEngine, user_id: int) -> dict[str, list[str]]:
     def listen(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
         sent.append((statement, parameters))
 
+    async def read(statement: Any, parameters: Any) -> Any:
+        return (await session.exec(statement, params=parameters)).all()
+
     plans: dict[str, list[str]] = {}
-    async with AsyncSession(engine, expire_on_commit=False) as session:
+    session = AsyncSession(engine, expire_on_commit=False)
+    # The store reads with the engine of DATABASE_URL.
+    with patch("store_sql.read", read):
         user = await SQLUserStore(session).get(user_id)
         for name, question in QUESTIONS.items():
             await session.connection()
@@ -146,6 +152,7 @@ async def explain(engine: AsyncEngine, user_id: int) -> dict[str, list[str]]:
             connection = await session.connection()
             plans[name] = [await plan(connection, *each) for each in sent.copy()]
             await session.rollback()
+    await session.close()
     event.remove(engine.sync_engine, "before_cursor_execute", listen)
     return plans
 

@@ -245,9 +245,9 @@ def test_export_holds_no_connection_between_two_pages(file: Path) -> None:
         async with db.open_session() as session:
             session.add_all(user(i) for i in range(450))
         sizes = []
-        from store_sql import open_store  # it makes its engine when it is imported
+        from store_sql import SQLUserStore  # its module makes an engine when it is imported
 
-        async for users in read_pages(open_store):
+        async for users in read_pages(SQLUserStore()):
             sizes.append(len(users))
             assert db.get_engines().reader.pool.checkedout() == 0  # type: ignore[attr-defined]  # QueuePool
         assert sizes == [200, 200, 50]

@@ -21,31 +21,41 @@ here, on the event loop, and only what can take long goes to a thread. ``db`` ge
    somebody still holds would keep the closed connection alive, and its lock.
 8. There is one writer; the pool of one is the queue for it. Readers cannot write, and leave it to
    the writer to move the write-ahead log into the database. The writer opens first, for it makes
-   the log. A statement that is known to be slow goes straight to the thread.
+   the log. A reader's statement is a transaction by itself, as in PostgreSQL's autocommit.
+   A statement that is known to be slow goes straight to the thread.
 9. Transactions are ours alone: Python's own, which begin without a lock, are switched off in the
    way that each version of Python has for it.
 10. Readers take turns, one in a round of the loop. Else all who have come meanwhile would read in
     each round, and a writer, who has to wait some rounds for its thread, would wait for them all.
+11. Rows that come one by one while a transaction is on its way to the disk go into the next one
+    together (``GroupCommit``), and so wait for the thread and the disk once. Each is answered when
+    it is on the disk; a row that is refused leaves the others alone.
+12. A file that was deleted, moved away or replaced is not used any more, and not made anew: SQLite
+    itself would go on in a file that nobody finds again.
 """
 
 import asyncio
 import math
+import os
 import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import URL, event
+from sqlalchemy import URL, Engine, Insert, event
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, PoolProxiedConnection
-from sqlalchemy.util import await_
+from sqlalchemy.pool import Pool, PoolProxiedConnection
+from sqlalchemy.util import await_, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
+
+from pool import InOrderPool
 
 # FULL: a commit that was answered is on the disk.
 WRITER = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
@@ -74,7 +84,9 @@ class Connection(sqlite3.Connection):
     first_busy = last_busy = 0.0
     begun = False  # SQLAlchemy believes that a transaction is open
     wrote = False  # and more was done in it than reading
+    quick = False  # what is done in it takes no longer than a row takes
     failure: sqlite3.Error | None = None
+    file: "File | None" = None
 
     def set_up(self, writes: bool, patience: float) -> None:
         """Make the thread, and the clock that SQLite looks at."""
@@ -83,7 +95,7 @@ class Connection(sqlite3.Connection):
         self.thread = ThreadPoolExecutor(1, "sqlite")
         self.set_progress_handler(lambda: time.monotonic() > self.deadline, STEPS)
 
-    def cursor(self, *_: Any) -> "Cursor":  # type: ignore[override]
+    def cursor(self, *_: Any) -> "Cursor":  # type: ignore[override]  # it makes no others
         """Return one of our cursors."""
         return Cursor(self)
 
@@ -93,16 +105,17 @@ class Connection(sqlite3.Connection):
 
     def begin(self) -> None:
         """Begin a transaction. A writer takes the lock now, not when it has read what it read."""
-        sql = "BEGIN IMMEDIATE" if self.writes else "BEGIN"
-        self.run(lambda: self.send(sql))
-        self.begun, self.wrote, self.failure = True, False, None
+        if self.writes:
+            self.check_file()
+            self.run(lambda: self.send("BEGIN IMMEDIATE"))
+            self.begun, self.wrote, self.quick, self.failure = True, False, False, None
 
     def commit(self) -> None:
         """Commit. Once this has returned, the transaction is on the disk."""
         if self.begun:
             self.check()
             try:
-                self.run(lambda: self.send("COMMIT"), in_thread=self.writes)
+                self.run(lambda: self.send("COMMIT"), in_thread=True)
             finally:  # after a COMMIT that failed, SQLite is still in the transaction
                 self.rollback()
 
@@ -130,6 +143,11 @@ class Connection(sqlite3.Connection):
         if self.begun and not self.in_transaction:
             raise self.failure or sqlite3.OperationalError("the transaction is over")
 
+    def check_file(self) -> None:
+        """Raise an error if the file is not where it was."""
+        if self.file:
+            self.file.check()
+
     def version(self) -> int:
         """Return a number that is another one when another process has committed something."""
         number: int = sqlite3.Cursor(self).execute("PRAGMA data_version").fetchone()[0]
@@ -137,11 +155,15 @@ class Connection(sqlite3.Connection):
 
     def perform(self, sql: str, work: Callable[[], Any]) -> Any:
         """Run a statement on the loop if it may be interrupted there and is quick, else not."""
+        if not self.writes:
+            self.check_file()
         self.check()
         reads = not self.writes or sql[:6].upper() == "SELECT"
         stoppable = reads or (self.begun and not self.wrote)
         self.wrote = self.wrote or not reads
         try:
+            if self.quick:
+                return self.run(work)
             version = self.run(self.version) if stoppable and not reads else 0
             if stoppable and sql not in slow:
                 try:
@@ -220,6 +242,25 @@ class Connection(sqlite3.Connection):
         return done.result()
 
 
+class File:
+    """Which file was at a path when it was opened."""
+
+    def __init__(self, connection: Connection) -> None:
+        row = sqlite3.Cursor(connection).execute("PRAGMA database_list").fetchone()
+        self.path: str = row[2]
+        self.found = os.stat(self.path)
+
+    def check(self) -> None:
+        """Raise SQLite's own error for it if another file is there now, or none."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self.path), self.found):
+                return
+        error = sqlite3.OperationalError(f"{self.path} was deleted, moved away or replaced")
+        error.sqlite_errorcode = sqlite3.SQLITE_READONLY_DBMOVED
+        error.sqlite_errorname = "SQLITE_READONLY_DBMOVED"
+        raise error
+
+
 class Cursor(sqlite3.Cursor):
     """A cursor that fetches all rows at once: they are read where the statement runs."""
 
@@ -285,7 +326,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return work(), time.thread_time() - began
 
 
-class InTurn(AsyncAdaptedQueuePool):
+class InTurn(InOrderPool):
     """A pool that gives out one connection in a round of the event loop, in the order of asking."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -299,6 +340,65 @@ class InTurn(AsyncAdaptedQueuePool):
         return super().connect()
 
 
+class GroupCommit:
+    """One transaction for the rows of all who come while the one before it is committed."""
+
+    def __init__(self, writer: Engine) -> None:
+        self.writer = writer
+        self.waiting: list[tuple[Insert, dict[str, Any], asyncio.Future[Any]]] = []
+        self.task: asyncio.Task[None] | None = None
+
+    async def insert(self, statement: Insert, row: dict[str, Any]) -> Any:
+        """Insert a row, and return its primary key when it is on the disk.
+
+        Raises IntegrityError if the row is refused, and whatever made the transaction fail.
+        """
+        inserted = asyncio.get_running_loop().create_future()
+        self.waiting.append((statement, row, inserted))
+        if self.task is None:
+            self.task = asyncio.create_task(self.commit_groups())
+        return await inserted
+
+    async def commit_groups(self) -> None:
+        """Do one transaction after the other, until nobody waits."""
+        try:
+            while self.waiting:
+                await greenlet_spawn(self.commit_group)
+        finally:
+            self.task = None
+
+    def commit_group(self) -> None:
+        """Insert the rows of all who wait when the transaction begins, and tell them."""
+        group = self.waiting
+        outcomes: list[Any] = []
+        try:
+            with self.writer.begin() as connection:
+                self.waiting = []
+                group = [one for one in group if not one[2].cancelled()]
+                driver_connection: Any = connection.connection.driver_connection
+                driver_connection.quick = True
+                rested = time.monotonic()
+                for statement, row, _ in group:
+                    try:
+                        outcomes.append(connection.execute(statement, row).inserted_primary_key)
+                    except Exception as error:  # noqa: BLE001 (who sent the row raises it)
+                        outcomes.append(error)
+                    if time.monotonic() - rested > BUDGET:
+                        await_(asyncio.sleep(0))
+                        rested = time.monotonic()
+        except Exception as error:  # noqa: BLE001 (those who wait raise it)
+            if self.waiting is group:  # it did not even begin
+                self.waiting = []
+            outcomes = [error] * len(group)
+        for (_, _, inserted), outcome in zip(group, outcomes, strict=True):
+            if inserted.cancelled():
+                continue
+            if isinstance(outcome, Exception):
+                inserted.set_exception(outcome)
+            else:
+                inserted.set_result(outcome)
+
+
 class Dialect(SQLiteDialect_pysqlite):
     """SQLAlchemy's SQLite with the connections of this module."""
 
@@ -306,6 +406,7 @@ class Dialect(SQLiteDialect_pysqlite):
     supports_statement_cache = True
     is_async = True
     has_terminate = True
+    file: File | None = None
 
     @classmethod
     def get_pool_class(cls, url: URL) -> type[Pool]:
@@ -314,12 +415,16 @@ class Dialect(SQLiteDialect_pysqlite):
 
     def connect(self, *args: Any, writes: bool, timeout: float = 5, **options: Any) -> Any:
         """Open the file (https://docs.python.org/3/library/sqlite3.html#sqlite3.connect)."""
+        if self.file:
+            self.file.check()
         options |= {"timeout": 0, "check_same_thread": False, **NO_TRANSACTIONS_BY_PYTHON}
         connection = sqlite3.connect(*args, factory=Connection, **options)
         connection.set_up(writes, timeout)
         try:
             for pragma in WRITER if writes else READER:
                 connection.cursor().execute(f"PRAGMA {pragma}")
+            self.file = self.file or File(connection)
+            connection.file = self.file
         except BaseException:
             connection.close()
             raise

@@ -18,6 +18,7 @@ from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import db
+from engines import make_engines
 from export import read_pages
 from models import User, UserCreate, index_keys, utc_now
 
@@ -189,7 +190,7 @@ def test_two_writers_of_two_processes_wait_for_each_other(file: Path) -> None:
         async with db.open_session() as session:
             session.add(user(1))
         # The pool of another process would be another pool: here are both in one.
-        other = db.make_engines(db.database_url(), 1).writer
+        other = make_engines(db.database_url(), 1).writer
 
         async def count_up(engine: AsyncEngine) -> None:
             for _ in range(20):
@@ -211,7 +212,8 @@ def test_write_cancelled_in_a_statement_leaves_no_lock(file: Path) -> None:
     async def test() -> None:
         insert = text(
             "with recursive n(i) as (select 1 union all select i + 1 from n where i < 300000)"
-            " insert into users (name, email, created_at, updated_at, version, name_key, email_key)"
+            " insert into users"
+            " (name, email, created_at, updated_at, version, name_key, email_key)"
             " select 'x', i, 0, 0, 1, 'x', 'k' || i from n returning id"
         )
         for _ in range(5):
@@ -261,7 +263,7 @@ def in_process(test: Callable[[httpx.AsyncClient], Coroutine[Any, Any, None]]) -
 
     async def with_client() -> None:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             await test(client)
 
     run(with_client)

@@ -1,0 +1,83 @@
+"""The pool serves in the order of asking, and loses no connection."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import TimeoutError as NoConnection
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.util import await_, greenlet_spawn
+
+import sqlite_async  # registers sqlite+loop
+from pool import InOrderPool
+
+
+def run(file: Path, test: Callable[[AsyncEngine], Awaitable[None]]) -> None:
+    """Run a test's coroutine with an engine that has one connection."""
+    assert sqlite_async.Dialect.driver == "loop"
+
+    async def with_engine() -> None:
+        engine = create_async_engine(
+            f"sqlite+loop:///{file}",
+            poolclass=InOrderPool,
+            pool_size=1,
+            max_overflow=0,
+            pool_timeout=0.5,
+            connect_args={"writes": True},
+        )
+        try:
+            await asyncio.wait_for(test(engine), 10)
+        finally:
+            await engine.dispose()
+
+    asyncio.run(with_engine())
+
+
+def test_nobody_is_overtaken(tmp_path: Path) -> None:
+    served: list[int] = []
+
+    async def test(engine: AsyncEngine) -> None:
+        def ask(i: int) -> None:
+            for _ in range(10):  # to ask again, it need not wait as "async with" would have to
+                with engine.sync_engine.connect():
+                    served.append(i)
+                    await_(asyncio.sleep(0.001))
+
+        await asyncio.gather(*(greenlet_spawn(ask, i) for i in range(5)))
+
+    run(tmp_path / "a.db", test)
+    assert served == [0, 1, 2, 3, 4] * 10
+
+
+def test_who_waits_too_long_is_told_and_the_next_one_is_served(tmp_path: Path) -> None:
+    async def test(engine: AsyncEngine) -> None:
+        async with engine.connect():
+            with pytest.raises(NoConnection):
+                async with engine.connect():
+                    pass
+        async with engine.connect():
+            pass
+
+    run(tmp_path / "a.db", test)
+
+
+@pytest.mark.parametrize("handed_over", [True, False])
+def test_who_is_cancelled_keeps_no_connection(tmp_path: Path, handed_over: bool) -> None:
+    async def test(engine: AsyncEngine) -> None:
+        async def ask() -> None:
+            async with engine.connect():
+                pass
+
+        holder = await engine.connect()
+        waiting = asyncio.create_task(ask())
+        await asyncio.sleep(0.01)
+        if handed_over:  # it has the connection, but has not run since
+            await holder.close()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await holder.close()
+        await ask()
+
+    run(tmp_path / "a.db", test)

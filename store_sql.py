@@ -1,23 +1,37 @@
 """SQLite, PostgreSQL, MySQL and MariaDB: SQLModel and SQLAlchemy, one session to a request.
 
 The unique constraint on ``email_key`` and the version in every UPDATE and DELETE are the truth: the
-store writes and then catches; it never looks first whether it may. ``db`` commits.
+store writes and then catches; it never looks first whether it may. A verb commits by itself, so
+that it can be done again if the database undoes it for the sake of another one.
 """
 
-from collections.abc import Collection, Iterable, Sequence
-from functools import cache
+import asyncio
+import random
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
+from functools import cache, wraps
 from operator import ge, gt, le, lt
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from asyncpg import InterfaceError
+from asyncpg import InterfaceError, TargetServerAttributeNotMatched
 from pydantic import MISSING
-from sqlalchemy import BindParameter, ColumnElement, bindparam, func, insert
+from sqlalchemy import BindParameter, ColumnElement, bindparam, func, insert, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 from sqlmodel import SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import Select, SelectOfScalar
 
-from db import SessionDep, database_url, get_engines, read
+from db import (
+    SessionDep,
+    database_url,
+    get_engines,
+    open_session,
+    read,
+    replica_url,
+)
+from engines import hosts, kind
 from errors import Fault, classify
 from models import (
     KEY_MAX,
@@ -29,17 +43,19 @@ from models import (
     UserUpdate,
     fold,
     index_keys,
+    stored_fields,
     user_list,
     utc_now,
 )
 from store import Code, EmailTaken, NotFound, StaleVersion
+from tables import make_tables
 
 get_engines()  # a wrong DATABASE_URL ends the app here, before it serves
 
 # InterfaceError is asyncpg's; SQLAlchemy lets it through at a rollback.
 DRIVER_ERRORS: tuple[type[Exception], ...] = (SQLAlchemyError, InterfaceError)
-# Statements on the table itself, built once: they are several times as fast as objects of User,
-# whose place is where something is changed.
+# Statements on the table itself, built once, are faster than objects of User, whose place is where
+# something is changed.
 USERS = SQLModel.metadata.tables["users"]
 row_id, name_key, email_key = USERS.c.id, USERS.c.name_key, USERS.c.email_key
 FIELDS = tuple(UserRead.model_fields)
@@ -49,27 +65,85 @@ READ_ONE = READ.where(row_id == bindparam("id"))
 FIND_IDS: Select[str, int] = select(email_key, row_id).where(
     email_key.in_(bindparam("keys", expanding=True))
 )
-READ_ALL: Any = select(*USERS.c).limit(1)
+ANY_ROW: Any = select(*USERS.c).limit(1)
+UNIQUE = ("23505", 1062, "SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY")
 INSERT = insert(USERS)
+# SHOW CREATE TABLE: in MySQL's information_schema the counter can be a day old.
+LAST_ID = {
+    "sqlite": text("SELECT seq FROM sqlite_sequence WHERE name = 'users'"),
+    "postgresql": text(
+        "SELECT last_value FROM pg_sequences"
+        " WHERE format('%I.%I', schemaname, sequencename) = pg_get_serial_sequence('users', 'id')"
+    ),
+    "mysql": text("SHOW CREATE TABLE users"),
+}
+SET_LAST_ID = {
+    "sqlite": (
+        "DELETE FROM sqlite_sequence WHERE name = 'users'",
+        "INSERT INTO sqlite_sequence (name, seq) VALUES ('users', {last_id})",
+    ),
+    # A sequence has no 0: it is at 1, but 1 was not given.
+    "postgresql": (
+        "SELECT setval(pg_get_serial_sequence('users', 'id'),"
+        " greatest({last_id}, 1), {last_id} > 0)",
+    ),
+    "mysql": ("ALTER TABLE users AUTO_INCREMENT = {next_id}",),
+}
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Verb = Callable[Concatenate["SQLUserStore", P], Coroutine[Any, Any, T]]
+
+
+def tried_again(verb: Verb[P, T]) -> Verb[P, T]:
+    """Let a verb try again, twice at most, if its transaction lost against another one.
+
+    That is a deadlock (PostgreSQL 40P01, MySQL 1213), or on Galera a change on another node:
+    nothing of it was done. Who has waited for a lock in vain (3 seconds) does not wait again.
+    """
+
+    @wraps(verb)
+    async def trying(store: "SQLUserStore", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        began = time.monotonic()
+        for pause in (0.02, 0.2):
+            try:
+                return await verb(store, *args, **kwargs)
+            except DBAPIError as error:
+                lost = classify(error, driver_code(error)) is Fault.BUSY
+                if not lost or time.monotonic() - began > 2.5:
+                    raise
+                await store.undo()
+            # The other one is at it as well: not both at the same moment.
+            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 (no secret)
+        return await verb(store, *args, **kwargs)
+
+    return trying
 
 
 class SQLUserStore:
-    """Users in the table ``users``. What changes something needs a session, what reads does not."""
+    """Users in the table ``users``. Only verbs of several statements need the session."""
 
     def __init__(self, session: AsyncSession | None = None) -> None:
         if session:
             self.session = session
 
+    async def undo(self) -> None:
+        """Roll back, if there is something."""
+        if hasattr(self, "session"):
+            await self.session.rollback()
+
+    @tried_again
     async def add(self, new: UserCreate) -> UserRead:
         """Insert a row; the unique constraint says whether the address is free."""
         row = new_row(new)
         try:
-            result = await self.session.exec(INSERT, params=row)
+            primary_key = await get_engines().insert(INSERT, row)
         except IntegrityError as error:
             raise email_taken(error) from None
-        primary_key: Any = result.inserted_primary_key
         return UserRead(id=primary_key.id, **row)
 
+    @tried_again
     async def add_many(
         self, new: Sequence[UserCreate], skip_taken: bool
     ) -> tuple[list[UserRead], list[str]]:
@@ -92,6 +166,7 @@ class SQLUserStore:
             else:
                 ids = await self.find_ids(row["email_key"] for row in rows)
                 stored = [UserRead(id=ids[row["email_key"]], **row) for row in rows]
+                await self.session.commit()
                 return stored, [new[i].email for i in sorted(taken)]
 
     async def find_ids(self, email_keys: Iterable[str]) -> dict[str, int]:
@@ -116,6 +191,7 @@ class SQLUserStore:
         [(count,)] = await read(select_count(*filters(query)), parameters(query))
         return int(count)
 
+    @tried_again
     async def change(
         self, user_id: int, update: UserUpdate, if_match: Collection[int] | None
     ) -> UserRead:
@@ -123,17 +199,41 @@ class SQLUserStore:
         user = await self.get_locked(user_id, if_match)
         if fields := update.model_dump():
             user.sqlmodel_update({**fields, **index_keys(update), "updated_at": utc_now()})
-            await self.flush()
+            await self.commit()
         return UserRead.model_validate(user)
 
+    @tried_again
     async def remove(self, user_id: int, if_match: Collection[int] | None) -> None:
         """Lock the row, compare the version, delete."""
         await self.session.delete(await self.get_locked(user_id, if_match))
-        await self.flush()
+        await self.commit()
 
     async def ping(self) -> None:
-        """Select a row, with all columns."""
-        await read(READ_ALL, {})
+        """Select a row, with all columns; where changes go, and where reads go."""
+        await read(ANY_ROW, {}, fresh=True)
+        if replica_url():
+            await read(ANY_ROW, {})
+
+    async def restore(self, users: Sequence[UserRead]) -> None:
+        """Insert rows, ids and all."""
+        try:
+            await self.session.exec(INSERT, params=[stored_fields(user) for user in users])
+        except IntegrityError as error:
+            raise (EmailTaken([]) if is_conflict(error) else error) from None
+
+    async def last_id(self) -> int:
+        """Ask for the counter, which each database keeps in a place of its own."""
+        rows: Any = await read(LAST_ID[kind(database_url())], {}, fresh=True)
+        if kind(database_url()) == "mysql":
+            found = re.search(r"AUTO_INCREMENT=(\d+)", rows[0][1])
+            return int(found[1]) - 1 if found else 0
+        return int(rows[0][0] or 0) if rows else 0
+
+    async def set_last_id(self, last_id: int) -> None:
+        """Set the counter."""
+        connection = await self.session.connection()
+        for statement in SET_LAST_ID[kind(database_url())]:
+            await connection.execute(text(statement.format(last_id=last_id, next_id=last_id + 1)))
 
     async def get_locked(self, user_id: int, if_match: Collection[int] | None) -> User:
         """Select a row FOR UPDATE (on SQLite, the transaction has the lock already)."""
@@ -144,10 +244,10 @@ class SQLUserStore:
             raise StaleVersion
         return user
 
-    async def flush(self) -> None:
-        """Send what is to be written now, so that the database refuses it here."""
+    async def commit(self) -> None:
+        """Send what is to be written, and commit: if the database refuses it, then here."""
         try:
-            await self.session.flush()
+            await self.session.commit()
         except IntegrityError as error:
             raise email_taken(error) from None
 
@@ -162,14 +262,16 @@ def driver_code(error: BaseException) -> Code | None:
         return cause.args[0]
     if state := getattr(cause, "sqlstate", None):
         return str(state)
+    if isinstance(cause.__cause__, TargetServerAttributeNotMatched):  # no host is the primary, now
+        return "TargetServerAttributeNotMatched"
     # It has none if the connection was gone before it could ask: SQLSTATE's class for that.
     gone = isinstance(error, DBAPIError) and error.connection_invalidated
     return "08" if gone or isinstance(error, InterfaceError) else None
 
 
 def is_conflict(error: IntegrityError) -> bool:
-    """Return whether a unique constraint refused it, rather than another one."""
-    return classify(error, driver_code(error)) is Fault.CONFLICT
+    """Return whether a unique constraint refused it, rather than a foreign key or another one."""
+    return driver_code(error) in UNIQUE
 
 
 def email_taken(error: IntegrityError) -> Exception:
@@ -246,44 +348,55 @@ def parameters(query: UserQuery) -> dict[str, Any]:
     return values
 
 
-async def get_store(session: SessionDep) -> SQLUserStore:
-    """Return a request's store for changes."""
+async def get_store() -> SQLUserStore:
+    """Return a store for verbs of one statement, which is a transaction by itself."""
+    return SQLUserStore()
+
+
+async def get_session_store(session: SessionDep) -> SQLUserStore:
+    """Return a store for verbs of several statements, in the transaction of a session."""
     return SQLUserStore(session)
 
 
-async def get_reader() -> SQLUserStore:
-    """Return a store that is only read from."""
-    return SQLUserStore()
+@asynccontextmanager
+async def open_store() -> AsyncIterator[SQLUserStore]:
+    """Yield a store for one change, outside a request."""
+    async with open_session() as session:
+        yield SQLUserStore(session)
 
 
 def place() -> str:
     """Return the kind of the database and where it is."""
     url = database_url()
-    if url.get_backend_name() == "sqlite":
+    if kind(url) == "sqlite":
         return f"the SQLite file {url.database}"
-    kind = "PostgreSQL" if url.get_backend_name().startswith("postgres") else "MySQL"
-    where = f"{url.host or 'its usual host'}:{url.port or 'its usual port'}"
-    return f"{kind} at {where}, database {url.database}"
+    name = "PostgreSQL" if kind(url) == "postgresql" else "MySQL"
+    where = " or ".join(hosts(url))
+    if replica := replica_url():
+        where += f" (READ_DATABASE_URL: {' or '.join(hosts(replica))})"
+    return f"{name} at {where}, database {url.database}"
 
 
-# "There is one already": somebody else who started at the same moment was faster.
-MADE_BY_ANOTHER = ("23505", "42P07", 1050, 1061)
+# "There is one already", or one is being made: somebody else who started just now was faster.
+MADE_BY_ANOTHER = ("23505", "40P01", "42P07", 1050, 1061, 1062, 1213, 1412, 1684)
 
 
 async def start() -> None:
-    """Make the tables that are not there, and read from them."""
-    for more_tries in reversed(range(5)):
+    """Make the tables if there are none, and read from them. Raises WrongTables."""
+    for more_tries in reversed(range(20)):
         try:
             async with get_engines().writer.begin() as connection:
-                await connection.run_sync(SQLModel.metadata.create_all)
+                await connection.run_sync(make_tables)
             break
         except DBAPIError as error:
             if not more_tries or driver_code(error) not in MADE_BY_ANOTHER:
                 raise
+        await asyncio.sleep(0.05)
     await SQLUserStore().ping()
 
 
 async def stop() -> None:
     """Close the pools."""
-    for engine in set(get_engines()):
-        await engine.dispose()
+    engines = get_engines()
+    await engines.reader.dispose()
+    await engines.writer.dispose()

@@ -141,8 +141,8 @@ async def explain(engine: AsyncEngine, user_id: int) -> dict[str, list[str]]:
 
     plans: dict[str, list[str]] = {}
     session = AsyncSession(engine, expire_on_commit=False)
-    # The store reads with the engine of DATABASE_URL.
-    with patch("store_sql.read", read):
+    # The store reads with the engine of DATABASE_URL; and what it commits could not be rolled back.
+    with patch("store_sql.read", read), patch.object(session, "commit", session.flush):
         user = await SQLUserStore(session).get(user_id)
         for name, question in QUESTIONS.items():
             await session.connection()

@@ -6,9 +6,10 @@ order as every other store, so that two of them can be read side by side.
 
 import sys
 from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from models import Cursor, UserCreate, UserPage, UserQuery, UserRead, UserUpdate
+from models import ID_MAX, Cursor, UserCreate, UserPage, UserQuery, UserRead, UserUpdate
 
 # What a database calls an error: PostgreSQL's SQLSTATE, MySQL's number, a word of Redis's ...
 Code = str | int
@@ -31,6 +32,20 @@ class EmailTaken(Exception):
     def __init__(self, locations: Sequence[tuple[str | int, ...]]) -> None:
         super().__init__("email taken")
         self.locations = locations
+
+
+class WrongTables(Exception):
+    """A database has other tables than this release; the text, after its name, says what to do."""
+
+
+class UnfinishedCopy(Exception):
+    """The database holds the beginning of a copy (``cli.py copy``), or a copy not compared yet."""
+
+
+# What ``last_id`` is while users are copied into a database. An app that somebody forgot to stop
+# can then add one more, but nobody between those who come with their ids. (Why not none: MySQL
+# counts the next one, and this + 1 must be an id.)
+UNFINISHED = ID_MAX - 1
 
 
 class UserStore(Protocol):
@@ -80,6 +95,22 @@ class UserStore(Protocol):
         """Ask the database for users; it raises if it cannot answer."""
         ...
 
+    async def restore(self, users: Sequence[UserRead]) -> None:
+        """Store users as they are, with their ids, times and versions; ``last_id`` comes after.
+
+        Raises EmailTaken, which names none, if somebody has one of the addresses or ids. If it
+        raises, none or the first few of the list are stored.
+        """
+        ...
+
+    async def last_id(self) -> int:
+        """Return the newest id that was given, to whoever is gone too; 0 if none was."""
+        ...
+
+    async def set_last_id(self, last_id: int) -> None:
+        """Let the next id be greater than this, which is at least that of every user."""
+        ...
+
 
 class Backend(Protocol):
     """A module that keeps users in one kind of database."""
@@ -91,12 +122,16 @@ class Backend(Protocol):
         """Return the database's own code for an error, as in ``errors.CODES``; None if none."""
         ...
 
-    def get_store(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a request's store for changes: a dependency of FastAPI's."""
+    async def get_store(self) -> UserStore:
+        """Return a store for verbs of one statement: a dependency of FastAPI's."""
         ...
 
-    async def get_reader(self) -> UserStore:
-        """Return a store that is only read from: a dependency too."""
+    def get_session_store(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a store for the others, ``add_many``, ``change`` and ``remove``: another one."""
+        ...
+
+    def open_store(self) -> AbstractAsyncContextManager[UserStore]:
+        """Return a context that yields a store for one change, outside a request."""
         ...
 
     def place(self) -> str:

@@ -9,8 +9,8 @@ list of users takes a transaction, which a standalone server has not.
 import asyncio
 import sys
 import warnings
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ import pymongo
 from bson import Int64
 from bson.errors import BSONError
 from pydantic import MISSING
-from pymongo import AsyncMongoClient, ReturnDocument
+from pymongo import AsyncMongoClient, ReadPreference, ReturnDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import (
@@ -32,13 +32,26 @@ from pymongo.errors import (
 
 from db import get_settings
 from errors import Fault, classify, logger
-from models import KEY_MAX, UserCreate, UserQuery, UserRead, UserUpdate, fold, index_keys, utc_now
+from models import (
+    KEY_MAX,
+    UserCreate,
+    UserQuery,
+    UserRead,
+    UserUpdate,
+    fold,
+    index_keys,
+    stored_fields,
+    utc_now,
+)
 from store import Code, EmailTaken, NotFound, StaleVersion
 
 Document = dict[str, Any]
 # OverflowError, UnicodeEncodeError: a value that BSON cannot hold.
 DRIVER_ERRORS: tuple[type[Exception], ...] = (
-    *(PyMongoError, BSONError, OverflowError, UnicodeEncodeError),
+    PyMongoError,
+    BSONError,
+    OverflowError,
+    UnicodeEncodeError,
 )
 NO_TRANSACTIONS = 20  # MongoDB's IllegalOperation: what a standalone server answers to one
 KEYS_LEFT_OUT = {"name_key": 0, "email_key": 0}  # what a client does not see is not fetched
@@ -71,8 +84,8 @@ def get_client() -> AsyncMongoClient[Document]:
         sys.exit("DATABASE_URL: PyMongo does not know an option after its ?, or not this value.")
     except (PyMongoError, ValueError, OSError) as error:
         sys.exit(
-            f"DATABASE_URL: not a URL of MongoDB's ({type(error).__name__}); write an @ in the user"
-            " name or the password as %40, a / as %2F: mongodb://user:password@host:27017/name"
+            f"DATABASE_URL: not a URL of MongoDB's ({type(error).__name__}); write an @ in the"
+            " user name or the password as %40, a / as %2F: mongodb://user:password@host:27017/name"
         )
 
 
@@ -85,7 +98,9 @@ class MongoUserStore:
     def __init__(self, client: AsyncMongoClient[Document]) -> None:
         self.client = client
         database = client.get_default_database("roster")
-        self.users: AsyncCollection[Document] = database["users"]
+        # What only reads goes where readPreference in the URL says; a change needs no replica.
+        self.for_reading: AsyncCollection[Document] = database["users"]
+        self.users = self.for_reading.with_options(read_preference=ReadPreference.PRIMARY)
         self.counters: AsyncCollection[Document] = database["counters"]
 
     async def add(self, new: UserCreate) -> UserRead:
@@ -138,7 +153,7 @@ class MongoUserStore:
 
     async def get(self, user_id: int) -> UserRead:
         """Find a document by its primary key."""
-        document = await self.users.find_one({"_id": user_id}, KEYS_LEFT_OUT)
+        document = await self.for_reading.find_one({"_id": user_id}, KEYS_LEFT_OUT)
         if document is None:
             raise NotFound
         return to_user(document)
@@ -156,14 +171,14 @@ class MongoUserStore:
         elif after:
             wanted["_id"] = {past: after.id}
         order = ["name_key", "_id"] if by_name else ["_id"]
-        found = self.users.find(wanted, KEYS_LEFT_OUT)
+        found = self.for_reading.find(wanted, KEYS_LEFT_OUT)
         found = found.sort([(field, -1 if turned else 1) for field in order]).limit(limit)
         # If the client of an export leaves, this is cancelled: PyMongo would lose an open socket.
         return [to_user(document) for document in await asyncio.shield(found.to_list())]
 
     async def count(self, query: UserQuery) -> int:
         """Count documents; the more fit, the longer it takes."""
-        return await self.users.count_documents(fits(query))
+        return await self.for_reading.count_documents(fits(query))
 
     async def change(
         self, user_id: int, update: UserUpdate, if_match: Collection[int] | None
@@ -194,9 +209,30 @@ class MongoUserStore:
 
     async def ping(self) -> None:
         """Find a document, with all fields, and the counter, which ``start`` makes last."""
-        await self.users.find_one({})
+        await self.for_reading.find_one({})
         if await self.counters.find_one({"_id": "users"}) is None:
             raise AutoReconnect("not set up yet")  # it was away when the app started
+
+    async def restore(self, users: Sequence[UserRead]) -> None:
+        """Insert documents in this order, up to the first one that is refused."""
+        documents = []
+        for user in users:
+            fields = stored_fields(user)
+            documents.append({"_id": Int64(fields.pop("id")), **fields})
+        try:
+            await self.users.insert_many(documents)
+        except BulkWriteError as error:
+            conflict = classify(error, driver_code(error)) is Fault.CONFLICT
+            raise (EmailTaken([]) if conflict else error) from None
+
+    async def last_id(self) -> int:
+        """Find the counter."""
+        counter = await self.counters.find_one({"_id": "users"})
+        return int(counter["last"]) if counter else 0
+
+    async def set_last_id(self, last_id: int) -> None:
+        """Set the counter."""
+        await self.counters.update_one({"_id": "users"}, {"$set": {"last": Int64(last_id)}})
 
     async def take_ids(self, count: int) -> int:
         """Take ids off the counter, for good, and return the first of them."""
@@ -214,7 +250,8 @@ class MongoUserStore:
 
     async def say_why(self, user_id: int) -> NoReturn:
         """Raise what kept a change from finding its document."""
-        await self.get(user_id)
+        if await self.users.find_one({"_id": user_id}, {"_id": 1}) is None:
+            raise NotFound
         raise StaleVersion
 
 
@@ -261,7 +298,13 @@ async def get_store() -> MongoUserStore:
     return MongoUserStore(get_client())
 
 
-get_reader = get_store
+get_session_store = get_store
+
+
+@asynccontextmanager
+async def open_store() -> AsyncIterator[MongoUserStore]:
+    """Yield a store for one change, outside a request."""
+    yield await get_store()
 
 
 def place() -> str:

@@ -21,7 +21,9 @@ refuse. Scripts use keys that are not among their arguments: no Redis Cluster.
 """
 
 import sys
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
 from functools import cache
 from ssl import SSLCertVerificationError
 from typing import Any
@@ -29,17 +31,32 @@ from typing import Any
 from pydantic import MISSING
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
+from redis.maint_notifications import MaintNotificationsConfig
+from sqlalchemy import URL
 
 from db import database_url, get_settings
+from engines import hosts
 from errors import logger
-from models import Cursor, UserCreate, UserQuery, UserRead, UserUpdate, fold, index_keys, utc_now
+from models import (
+    Cursor,
+    UserCreate,
+    UserQuery,
+    UserRead,
+    UserUpdate,
+    fold,
+    index_keys,
+    stored_fields,
+    utc_now,
+)
 from store import Code, EmailTaken, NotFound, StaleVersion
 
 DRIVER_ERRORS: tuple[type[Exception], ...] = (RedisError,)
 FIELDS = tuple(UserRead.model_fields)
+STORED = (*FIELDS, "name_key", "email_key")
 
 # The beginning of every script.
 READ = f"""
@@ -148,6 +165,26 @@ redis.call('ZREM', 'roster:by_id', id)
 redis.call('ZREM', 'roster:by_name', name_key .. '\0' .. id)
 redis.call('DEL', user)
 return 'removed'
+"""
+# ARGV: for each user, the id in 19 digits, then the values of STORED.
+RESTORE = rf"""
+local fields, wide = {{{", ".join(f"'{field}'" for field in STORED)}}}, {len(STORED) + 1}
+for i = 1, #ARGV, wide do
+  if redis.call('EXISTS', 'roster:user:' .. ARGV[i]) == 1
+    or redis.call('HEXISTS', 'roster:emails', ARGV[i + wide - 1]) == 1 then return 'taken' end
+end
+for i = 1, #ARGV, wide do
+  local id, user = ARGV[i], {{}}
+  for j, field in ipairs(fields) do
+    table.insert(user, field)
+    table.insert(user, ARGV[i + j])
+  end
+  redis.call('HSET', 'roster:user:' .. id, unpack(user))
+  redis.call('HSET', 'roster:emails', ARGV[i + wide - 1], id)
+  redis.call('ZADD', 'roster:by_id', 0, id)
+  redis.call('ZADD', 'roster:by_name', 0, ARGV[i + wide - 2] .. '\0' .. id)
+end
+return false
 """
 
 
@@ -261,6 +298,27 @@ class RedisUserStore:
         """Read the first user by name."""
         await self.page(UserQuery(sort="name"), 1)
 
+    async def restore(self, users: Sequence[UserRead]) -> None:
+        """Let the script look whether nobody is there, and store them."""
+        args: list[Any] = []
+        for user in users:
+            fields = stored_fields(user)
+            args += [f"{user.id:019}"]
+            args += [
+                value.isoformat() if isinstance(value, datetime) else value
+                for value in fields.values()
+            ]
+        if await self.run(RESTORE, *args):
+            raise EmailTaken([])
+
+    async def last_id(self) -> int:
+        """Read the counter."""
+        return int(await reading(self.redis.get, "roster:last_id") or 0)
+
+    async def set_last_id(self, last_id: int) -> None:
+        """Set the counter."""
+        await self.redis.set("roster:last_id", last_id)
+
     async def run(self, script: str, *args: Any) -> Any:
         """Run a script; the first time, Redis is sent its text too."""
         return await self.redis.register_script(READ + script)(args=args)
@@ -314,25 +372,62 @@ def to_user(row: Sequence[Any]) -> UserRead:
 def make_store() -> RedisUserStore:
     """Return the store of ``DATABASE_URL``, with its pool; nothing is connected yet."""
     url = database_url()
-    if not url.host or not (url.database or "0").isdecimal():
+    if not (url.host or "host" in url.query) or not (url.database or "0").isdecimal():
         sys.exit(
             "DATABASE_URL: it must name a host, and a database only by its number:"
             " redis://user:password@host:6379/0"
         )
+    options: dict[str, Any] = {
+        "decode_responses": True,
+        "max_connections": get_settings().pool_size,
+        "timeout": 5,
+        "socket_timeout": 3,
+        "socket_connect_timeout": 3,
+        "health_check_interval": 30,
+        "retry": Retry(NoBackoff(), 0),  # redis-py does not know which scripts only read
+        # Else it gives out idle connections that the server has closed.
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
+    text = url.difference_update_query(SENTINEL_OPTIONS).render_as_string(hide_password=False)
+    pool: BlockingConnectionPool
     try:
-        pool = BlockingConnectionPool.from_url(
-            url.render_as_string(hide_password=False),
-            decode_responses=True,
-            max_connections=get_settings().pool_size,
-            timeout=5,
-            socket_timeout=3,
-            socket_connect_timeout=3,
-            health_check_interval=30,
-            retry=Retry(NoBackoff(), 0),  # redis-py does not know which scripts only read
-        )
+        if url.drivername.endswith("+sentinel"):
+            options |= ask_sentinel(url)
+            pool = SentinelPool.from_url(text.replace("+sentinel", "", 1), **options)
+        else:
+            pool = BlockingConnectionPool.from_url(text, **options)
     except (TypeError, ValueError) as error:
         sys.exit(f"DATABASE_URL: an option after its ? is wrong ({type(error).__name__}).")
     return RedisUserStore(Redis(connection_pool=pool))
+
+
+class SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+    """A pool that asks Sentinel which server is the master, for each new connection."""
+
+
+SENTINEL_OPTIONS = ("host", "service", "sentinel_username", "sentinel_password")
+
+
+def ask_sentinel(url: URL) -> dict[str, Any]:
+    """Return what a ``SentinelPool`` needs besides; leave with one line if the URL lacks it.
+
+    ``redis+sentinel://user:password@host1:26379,host2:26379/0?service=mymaster`` has the Sentinels'
+    hosts, but the user and the password of the servers that they watch.
+    """
+    service, *login = (url.query.get(name) for name in SENTINEL_OPTIONS[1:])
+    if url.drivername != "redis+sentinel" or not service:
+        sys.exit(
+            "DATABASE_URL: for Sentinel it must name a service, and has no TLS yet:"
+            " redis+sentinel://user:password@host1:26379,host2:26379/0?service=mymaster"
+        )
+    places = [host.rpartition(":")[::2] for host in hosts(url)]
+    sentinels = [(host, int(port) if port.isdecimal() else 26379) for host, port in places]
+    options: dict[str, Any] = {"username": login[0], "password": login[1]}
+    options |= {"socket_timeout": 1, "socket_connect_timeout": 1, "retry": Retry(NoBackoff(), 0)}
+    manager = Sentinel(  # type: ignore[no-untyped-call]  # it has no types
+        sentinels, sentinel_kwargs=options
+    )
+    return {"service_name": service, "sentinel_manager": manager}
 
 
 make_store()  # a wrong DATABASE_URL ends the app here, before it serves
@@ -343,13 +438,20 @@ async def get_store() -> RedisUserStore:
     return make_store()
 
 
-get_reader = get_store
+get_session_store = get_store
+
+
+@asynccontextmanager
+async def open_store() -> AsyncIterator[RedisUserStore]:
+    """Yield a store for one change, outside a request."""
+    yield await get_store()
 
 
 def place() -> str:
     """Return the kind of the database and where it is."""
     url = database_url()
-    return f"Redis at {url.host}:{url.port or 'its usual port'}, database {url.database or 0}"
+    kind = "Redis Sentinel" if url.drivername.endswith("+sentinel") else "Redis"
+    return f"{kind} at {' or '.join(hosts(url))}, database {url.database or 0}"
 
 
 async def start() -> None:
@@ -368,4 +470,7 @@ async def start() -> None:
 
 async def stop() -> None:
     """Close the pool."""
-    await make_store().redis.connection_pool.disconnect()
+    pool = make_store().redis.connection_pool
+    await pool.disconnect()
+    if isinstance(pool, SentinelPool):
+        await pool.sentinel_manager.aclose()

@@ -33,7 +33,7 @@ from models import fold
 def own_server() -> Iterator[URL]:
     """Yield the URL of a server that these tests may set up as they like."""
     try:
-        with redis_server() as url:
+        with redis_server() as (url, _):
             yield url
     except Missing as error:
         pytest.skip(str(error))
@@ -136,7 +136,7 @@ def test_tls_is_spoken_and_a_certificate_that_nobody_vouches_for_is_refused(
     key.chmod(0o644)
     tls = [f"--tls-port {(port := free_port())}", "--tls-auth-clients no"]
     tls += [f"--tls-key-file {key}", f"--tls-cert-file {certificate}"]
-    with redis_server(*tls) as url:
+    with redis_server(*tls) as (url, _):
         secure = url.set(drivername="rediss", port=port)
         untrusted = {"DATABASE_URL": secure.render_as_string(hide_password=False)}
         assert "has a TLS certificate" in only_line(start_and_fail(tmp_path, untrusted))
@@ -243,7 +243,7 @@ def test_change_is_one_script_and_no_other_command(url: str, redis: Redis, tmp_p
 
         change()  # the first time, Redis is sent the scripts' texts too
         seen: list[str] = []
-        with redis.monitor() as monitor:  # type: ignore[no-untyped-call]
+        with redis.monitor() as monitor:  # type: ignore[no-untyped-call]  # redis-py's
             redis.ping()
             change()
             redis.ping()

@@ -13,14 +13,40 @@ from fastapi import FastAPI, Request, Response, status
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
+from sqlalchemy.exc import NoResultFound
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from models import BULK_MAX
 from store import Backend, Code, EmailTaken, NotFound, StaleVersion
 
+
+class TwoASecond(logging.Filter):
+    """Lets two warnings a second through and counts the others: an outage must not fill a disk."""
+
+    since = 0.0
+    said = left_out = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a line is to be printed."""
+        if record.levelno != logging.WARNING:
+            return True
+        if record.created - self.since >= 1:
+            self.since, self.said = record.created, 0
+        self.said += 1
+        if self.said > 2:
+            self.left_out += 1
+            return False
+        if self.left_out:
+            record.msg = f"{record.msg} ({self.left_out} more were left out)"
+            self.left_out = 0
+        return True
+
+
 logger = logging.getLogger("uvicorn.error")  # uvicorn prints what is logged here
+logger.addFilter(TwoASecond())
 
 
 class Fault(Enum):
@@ -41,6 +67,7 @@ class Fault(Enum):
         "This MongoDB is a standalone server without transactions: no lists, only single users.",
     )
     REFUSED = 503, "The database does not let Roster in. Its operator has to look."
+    DAMAGED = 503, "The database's file is damaged. Its operator has to look."
     FULL = 507, "The database is full."
     BUG = 500, "Internal Server Error"
 
@@ -58,17 +85,20 @@ CODES: dict[Fault, tuple[Code, ...]] = {
         *("22", "23502", "23514", 1048, 1264, 1366, 1406, "SQLITE_CONSTRAINT"),
         *("MongoDB 121", "BSONError", "OverflowError", "UnicodeEncodeError"),
     ),
+    # 1305: no such savepoint; a deadlock has undone the transaction and its savepoints.
     Fault.BUSY: (
-        *("40001", "40P01", "55P03", 1020, 1205, 1213, "SQLITE_BUSY", "SQLITE_LOCKED"),
+        *("40001", "40P01", "55P03", 1020, 1205, 1213, 1305, "SQLITE_BUSY", "SQLITE_LOCKED"),
         *("MongoDB 24", "MongoDB 112", "MongoDB 246", "MongoDB 251", "BUSY", "StaleDataError"),
     ),
-    # 42P01 and 1146: no table yet, in a database that was away when the app started.
+    # 1180: a commit without most of the other nodes (Galera).
+    # 42P01 and 1146, 42703 and 1054: no table yet, or not yet with all columns (migrations/), in a
+    # database that was away when the app started.
     Fault.AWAY: (
-        *("08", "57P01", "57P02", "57P03", "53300", "55000", "42P01"),
-        *(1040, 1047, 1053, 1146, 1927, *range(2002, 2014), 2055),
+        *("08", "57P01", "57P02", "57P03", "53300", "55000", "42P01", "42703"),
+        *(1040, 1047, 1053, 1054, 1146, 1180, 1927, *range(2002, 2014), 2055),
         *("MongoDB 6", "MongoDB 7", "MongoDB 91", "MongoDB 189", "MongoDB 9001", "MongoDB 11600"),
         *("MongoDB 11602", "ConnectionFailure", "LOADING", "MASTERDOWN"),
-        *("ConnectionError", "TimeoutError", "OSError"),
+        *("ConnectionError", "TimeoutError", "OSError", "TargetServerAttributeNotMatched"),
     ),
     Fault.TOO_SLOW: (
         *("57014", 1969, 3024, "SQLITE_INTERRUPT"),
@@ -81,19 +111,41 @@ CODES: dict[Fault, tuple[Code, ...]] = {
     ),
     Fault.NO_TRANSACTIONS: ("MongoDB 20",),
     # 8000: MongoDB Atlas. ConfigurationError: no such name for mongodb+srv, or too old a server.
+    # 08P01, 26000 and 42P05: PgBouncer, not set up for Roster.
     Fault.REFUSED: (
-        *("28", "3D000", "42501", 1044, 1045, 1049, 1142, "SQLITE_CANTOPEN"),
+        *(
+            "08P01",
+            "26000",
+            "42P05",
+            "28",
+            "3D000",
+            "42501",
+            1044,
+            1045,
+            1049,
+            1142,
+            "SQLITE_CANTOPEN",
+        ),
+        "SQLITE_READONLY_DBMOVED",
         *("MongoDB 13", "MongoDB 18", "MongoDB 8000", "ConfigurationError"),
         *("AuthenticationError", "NOAUTH", "WRONGPASS", "NOPERM", "NOSUCHDB"),
         "SSLCertVerificationError",
     ),
-    Fault.FULL: ("53100", 1021, 1114, "SQLITE_FULL", "MongoDB 14031", "OOM"),
+    Fault.DAMAGED: ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR"),
+    Fault.FULL: (
+        *("53100", 1021, 1114, "SQLITE_FULL", "MongoDB 14031", "OOM"),
+        *("2200H", 167, 1467),  # no id is left, as while users are copied into it
+    ),
 }
+# What uvloop and asyncmy say, as a RuntimeError, of a connection that the server closed just now.
+CLOSED_JUST_NOW = ("the handler is closed", "Transport does not expose socket")
 BY_CODE = {code: fault for fault, codes in CODES.items() for code in codes}
 
 
 def classify(error: BaseException, code: Code | None) -> Fault:
     """Return what kind of failure an exception is, by its driver's code for it or by its class."""
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in CLOSED_JUST_NOW):
+        return Fault.AWAY
     general = None
     if isinstance(code, str):
         # SQLITE_BUSY_SNAPSHOT is a SQLITE_BUSY, 22021 is of class 22.
@@ -156,10 +208,11 @@ async def on_http_exception(request: Request, error: HTTPException) -> Response:
     Starlette names those of the first route that has the path.
     """
     if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
-        routes = [
-            route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE
-        ]
-        error.headers = {"Allow": ", ".join(sorted({m for route in routes for m in route.methods}))}
+        routes = iter_route_contexts(request.app.routes)  # included routers' too
+        found = [route for route in routes if route.matches(request.scope)[0] != Match.NONE]
+        methods = {m for route in found for m in route.methods or ()}
+        methods = methods or {"GET", "HEAD"}  # the page's
+        error.headers = {"Allow": ", ".join(sorted(methods))}
     return await http_exception_handler(request, error)
 
 
@@ -174,20 +227,23 @@ async def on_not_found(_: Request, __: NotFound) -> Response:
     return answer(404, "There is no user with this id.")
 
 
+async def on_no_row(_: Request, __: NoResultFound) -> Response:
+    """Answer 404: what ``session.get_one`` was asked for is not there."""
+    return answer(404, "There is nothing with this id.")
+
+
 async def on_stale_version(_: Request, __: StaleVersion) -> Response:
     """Answer 412."""
     return answer(412, "The user has been changed since: get it again, then decide.")
 
 
-async def on_bug(_: Request, __: Exception) -> Response:
-    """Answer 500; Starlette raises the exception again after this, and uvicorn logs it."""
-    return answer(Fault.BUG.status, Fault.BUG.detail)
-
-
 def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the entries of these statuses for the OpenAPI document."""
     said = {
+        401: "A token is needed, or this one is not known.",
+        403: "Not from here, or not with this token: the detail says why.",
         404: "No user has this id.",
+        408: "The body did not come in time.",
         409: "An email address is taken. Nothing was stored.",
         412: "The user has another version than `If-Match` names. Nothing was changed.",
         413: "The body is over 1 MiB.",
@@ -204,12 +260,13 @@ def describe(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-READING = describe(422, 503)
-WRITING = describe(422, 503, 507)
-SENDING = WRITING | describe(413)
+READING = describe(401, 403, 422, 503)
+WRITING = READING | describe(507)
+SENDING = WRITING | describe(408, 413)
 MISSED = describe(404)
 TAKEN = describe(409)
 STALE = describe(412)
+LIVE = describe(403)
 AWAY = describe(503)
 
 
@@ -223,7 +280,8 @@ def install(app: FastAPI, backend: Backend) -> None:
         if fault is Fault.BUG:
             raise error
         reason = code or type(error).__name__
-        logger.warning("%s %s: %s (%s)", request.method, request.url.path, fault.name, reason)
+        # auth.py logs it
+        request.state.reason = f"{fault.name} ({reason}), {backend.place()}"
         if fault.status in (409, 422):
             problem = FieldProblem(type="database", loc=["body"], msg=fault.detail)
             return answer(fault.status, [problem])
@@ -234,9 +292,9 @@ def install(app: FastAPI, backend: Backend) -> None:
         RequestValidationError: on_invalid_request,
         EmailTaken: on_email_taken,
         NotFound: on_not_found,
+        NoResultFound: on_no_row,
         StaleVersion: on_stale_version,
-        **dict.fromkeys((OSError, *backend.DRIVER_ERRORS), on_database_error),
-        Exception: on_bug,
+        **dict.fromkeys((OSError, RuntimeError, *backend.DRIVER_ERRORS), on_database_error),
     }
     for error, handler in handlers.items():
         app.add_exception_handler(error, handler)

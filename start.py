@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from errors import Fault, classify, logger
-from store import Backend, Code
+from store import UNFINISHED, Backend, Code, UnfinishedCopy, WrongTables
 
 # What is wrong with DATABASE_URL, in words, by the driver's code.
 WRONG_PART: dict[Code, str] = {
@@ -25,8 +25,15 @@ WRONG_PART: dict[Code, str] = {
     "ConfigurationError": "has a name that is not known, or is older than PyMongo takes",
     "SSLCertVerificationError": "has a TLS certificate that nobody known vouches for",
     "SQLITE_CANTOPEN": "cannot be opened: the folder is not there, or you may not write in it",
+    "SQLITE_CORRUPT": "is damaged: restore it from a backup",
     "SQLITE_NOTADB": "is not a SQLite database",
-    "SQLITE_READONLY": "cannot be written to",
+    **dict.fromkeys(("SQLITE_READONLY", "SQLITE_READONLY_DIRECTORY"), "cannot be written to"),
+    "UnfinishedCopy": "holds a copy that is not finished: run that `cli.py copy` again",
+    "08P01": "does not take Roster's settings: see PgBouncer in the README",
+    **dict.fromkeys(
+        ("26000", "42P05"),
+        "forgets prepared statements: behind PgBouncer, add ?prepared_statement_cache_size=0",
+    ),
     "TypeError": "does not know an option that the URL gives after its ?",
 }
 WAITED_FOR = (Fault.AWAY, Fault.BUSY, Fault.TOO_SLOW)
@@ -43,13 +50,17 @@ class CannotStart(Exception):
         self.wait = classify(error, code) in WAITED_FOR
         reason = code or type(error).__name__
         said = "does not answer yet" if self.wait else WRONG_PART.get(reason, "cannot be used")
-        super().__init__(f"DATABASE_URL: {backend.place()} {said} ({reason}).")
+        said = str(error) if isinstance(error, WrongTables) else f"{said} ({reason})."
+        super().__init__(f"DATABASE_URL: {backend.place()} {said}")
 
 
-async def start(backend: Backend) -> None:
-    """Start a backend. Raises CannotStart."""
+async def start(backend: Backend, unfinished: bool = False) -> None:
+    """Start a backend, with an unfinished copy in it only if that is said. Raises CannotStart."""
     try:
         await backend.start()
+        store = await backend.get_store()
+        if not unfinished and await store.last_id() >= UNFINISHED:
+            raise UnfinishedCopy
     except Exception as error:  # noqa: BLE001 (whatever it is, a person reads it)
         raise CannotStart(backend, error) from None
 
@@ -90,4 +101,7 @@ async def running(backend: Backend) -> AsyncIterator[None]:
             trying.cancel()
             with suppress(asyncio.CancelledError):
                 await trying
-        await backend.stop()
+        # A server that stands still does not say good-bye.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await backend.stop()

@@ -2,15 +2,16 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +20,78 @@ import pytest
 from databases import BACKENDS, Database, Missing
 from xdist.scheduler import LoadScopeScheduling
 
+from db import Settings
+
 ROOT = Path(__file__).parent.parent
 
 # For clients of the app, which speaks no TLS: else each reads the machine's certificates first.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
+# What a developer has set for an app of their own is not what is tested.
+for setting in Settings.model_fields:
+    os.environ.pop(setting.upper(), None)
+
+# make faults sets it; make test runs only what is quick, with fewer rounds, on fewer databases.
+FULL = "FAULTS" in os.environ
+full = pytest.mark.full
+
+
+def quick_on(names: Iterable[str], *quick: str) -> list[Any]:
+    """Return databases as parameters of a test; those that are not quick, for make faults only."""
+    return [pytest.param(name, marks=() if name in quick else full) for name in names]
+
+
 tested: dict[str, str] = {}
 missing: dict[str, str] = {}
 
 
-@pytest.fixture(scope="session", params=BACKENDS)
-def database(request: pytest.FixtureRequest) -> Iterator[Database]:
-    """Yield an empty database of each kind; skip what is not there, unless all are required."""
+@contextmanager
+def started(name: str) -> Iterator[Database]:
+    """Yield an empty database of a kind; skip what is not there, unless all are required."""
     try:
-        with BACKENDS[request.param]() as database:
-            tested[request.param] = database.version
+        with BACKENDS[name]() as database:
+            tested[name] = database.version
             yield database
     except Missing as error:
-        missing[request.param] = str(error)
+        missing[name] = str(error)
         if os.environ.get("REQUIRE_ALL_DATABASES"):
             pytest.fail(str(error))
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """Yield an empty database of each kind."""
+    with started(request.param) as database:
+        yield database
+
+
+@pytest.fixture(scope="session")
+def own_database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """Yield an empty database of a kind, on a server that tests may break."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in BACKENDS:
+            environment.delenv(f"TEST_{name.upper()}_URL", raising=False)
+        with started(request.param) as database:
+            yield database
+
+
+@pytest.fixture
+def own(own_database: Database) -> Iterator[Database]:
+    """Yield an empty database on that server, which works again after the test."""
+    with own_database.new() as url:
+        try:
+            yield replace(own_database, url=url)
+        finally:
+            if own_database.process:
+                own_database.process.heal()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what make test leaves to make faults."""
+    for item in items:
+        if not FULL and item.get_closest_marker("full"):
+            item.add_marker(pytest.mark.skip(reason="make faults runs it"))
 
 
 class ByDatabase(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
@@ -51,6 +103,12 @@ class ByDatabase(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
 
 
 # The hooks of pytest-xdist, which may be switched off.
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many tests ``-n auto`` runs at once: one is waiting for something at any time."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -80,6 +138,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"tested on {version}")
     for name, why in missing.items():
         terminalreporter.write_line(f"NOT tested on {name}: {why}")
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    if figures := [report for report in reports if report.user_properties]:
+        terminalreporter.section("figures")
+        for report in figures:
+            said = ", ".join(f"{what} {figure}" for what, figure in report.user_properties)
+            name = report.nodeid.rpartition("::")[2].removeprefix("test_")
+            terminalreporter.write_line(f"{report.outcome} {name}: {said}")
 
 
 def free_port() -> int:
@@ -208,3 +273,14 @@ def client(
     said = server.printed()[before:]
     assert "Traceback" not in said, said
     assert '" 500' not in said, said
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Return a folder with the files that git has, or would take."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.check_output(listed, cwd=ROOT, text=True).splitlines():
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target)
+    return tmp_path

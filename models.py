@@ -94,7 +94,12 @@ def normal_email(text: str) -> str:
     return email
 
 
-UserId = Annotated[int, Field(ge=1, le=ID_MAX)]
+UserId = Annotated[
+    int,
+    Field(ge=1, le=ID_MAX),
+    # The last that a client which reads numbers as floats (JavaScript) does not take for 2**63.
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": ID_MAX - 1023}),
+]
 Name = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=NAME_MAX),
@@ -125,7 +130,10 @@ Sort = Literal["id", "-id", "name", "-name"]
 class UserCreate(SQLModel):
     """What a client sends to add a user."""
 
-    model_config = {"extra": "forbid"}
+    model_config = {
+        "extra": "forbid",
+        "json_schema_extra": {"examples": [{"name": "Grace Hopper", "email": "grace@example.com"}]},
+    }
 
     name: Name
     email: Email
@@ -134,7 +142,10 @@ class UserCreate(SQLModel):
 class UserUpdate(SQLModel):
     """What a client sends to change a user: a field that is absent stays as it is."""
 
-    model_config = {"extra": "forbid"}
+    model_config = {
+        "extra": "forbid",
+        "json_schema_extra": {"examples": [{"name": "Rear Admiral Hopper"}]},
+    }
 
     name: Name | MISSING = MISSING
     email: Email | MISSING = MISSING
@@ -170,9 +181,9 @@ class Millis(UTCDateTime):
         """Return what makes an aware datetime of SQLite's text, or of MySQL's naive one."""
         match dialect.name:
             case "sqlite":
-                return lambda text: datetime.fromisoformat(text + "+00:00")
-            case "mysql" | "mariadb":
-                return lambda naive: naive.replace(tzinfo=UTC)
+                return lambda text: text and datetime.fromisoformat(text + "+00:00")
+            case "mysql":
+                return lambda naive: naive and naive.replace(tzinfo=UTC)
         return None  # PostgreSQL's are aware
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
@@ -191,6 +202,8 @@ Key = (
     .with_variant(String(KEY_MAX, collation="utf8mb4_bin"), "mysql")
 )
 VERSION = Column("version", Integer, nullable=False)
+# AUTOINCREMENT: SQLite would give a deleted row's id to the next one.
+TABLE = {"sqlite_autoincrement": True, "mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
 
 
 class User(SQLModel, table=True):
@@ -200,8 +213,7 @@ class User(SQLModel, table=True):
     __table_args__ = (
         UniqueConstraint("email_key", name="uq_users_email_key"),
         Index("ix_users_name_key_id", "name_key", "id"),
-        # AUTOINCREMENT: SQLite would give a deleted user's id to the next one.
-        {"sqlite_autoincrement": True, "mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"},
+        TABLE,
     )
     # Every UPDATE and DELETE ends in "AND version = ..." and an UPDATE adds one, so that of two who
     # change the same version one fails instead of undoing the other's work.
@@ -220,6 +232,12 @@ class User(SQLModel, table=True):
 def index_keys(data: UserCreate | UserUpdate) -> dict[str, str]:
     """Return ``name_key`` and ``email_key`` of those of the two fields that are present."""
     return {f"{field}_key": fold(text) for field, text in data.model_dump().items()}
+
+
+def stored_fields(user: UserRead) -> dict[str, Any]:
+    """Return all that a store keeps of a user: what a client sees, and the index keys."""
+    keys = {"name_key": fold(user.name), "email_key": fold(user.email)}
+    return {**user.model_dump(), **keys}
 
 
 # Whatever fits this is a position in the list, if not always that of a user.

@@ -1,11 +1,14 @@
 """What no friendly client sends: a 4xx with a short detail, the same on every database."""
 
 import json
+import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+from conftest import serve
 from test_contract import add
 
 JSON = {"Content-Type": "application/json"}
@@ -165,3 +168,17 @@ def test_many_errors_are_cut_short(client: httpx.Client) -> None:
     response = client.post("/users/", content=body, headers=JSON)
     assert response.status_code == 422
     assert len(response.json()["detail"]) <= 1000
+
+
+def test_body_that_does_not_come_is_408_and_no_outage(tmp_path: Path) -> None:
+    (tmp_path / "quick.py").write_text("import strict\nstrict.TIME_MAX = 1\nfrom app import app\n")
+    with serve(f"sqlite:///{tmp_path}/a.db", tmp_path, app="quick:app") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.sendall(
+                b"POST /users/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 100\r\n\r\n{"
+            )
+            answer = connection.recv(10_000)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert "AWAY" not in server.printed()

@@ -1,0 +1,519 @@
+"""The command line, run as an operator runs it: in processes, on real databases."""
+
+import asyncio
+import csv
+import hashlib
+import io
+import os
+import pty
+import re
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import ROOT, free_port, full, quick_on, wait_until
+from databases import BACKENDS, Database, empty_redis, open_redis
+from sqlalchemy.engine import make_url
+from test_contract import add
+from test_start import only_line, relay, start_and_fail
+
+import db
+from cli import Stop, back_up, read_rows
+
+Row = tuple[Any, ...]
+Result = subprocess.CompletedProcess[str]
+
+
+def start(*arguments: object, url: str | None = None, **options: Any) -> subprocess.Popen[str]:
+    """Start cli.py, with DATABASE_URL if one is given."""
+    env = {**os.environ, "DATABASE_URL": url or "sqlite:////no/such/folder/roster.db"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options = {"env": env, "encoding": "utf-8", **pipes, **options}
+    command = [sys.executable, "-W", "error", str(ROOT / "cli.py"), *map(str, arguments)]
+    return subprocess.Popen(command, **options)
+
+
+def cli(*arguments: object, given: str = "", url: str | None = None, **options: Any) -> Result:
+    """Run cli.py to its end."""
+    with start(*arguments, url=url, **options) as process:
+        out, err = process.communicate(given, timeout=60)
+    assert "Traceback" not in f"{out}{err}", err
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def refusal(result: Result) -> str:
+    """Return the one line with which a command failed."""
+    assert (result.returncode, result.stdout) == (1, ""), result
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def rows(file: Path) -> list[Row]:
+    """Return all users in a SQLite file, by id."""
+    with closing(sqlite3.connect(file)) as connection:
+        return connection.execute("SELECT * FROM users ORDER BY id").fetchall()
+
+
+def change(file: Path, *statements: str) -> None:
+    """Change a SQLite database."""
+    with closing(sqlite3.connect(file)) as connection, connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def people(count: int) -> str:
+    """Return a CSV file of users, their names beyond ASCII, or like a formula."""
+    return "name,email\n" + "".join(f"={i} Zoë 😀,p{i}@example.com\n" for i in range(1, count + 1))
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a SQLite file with more users than a batch, in all versions; the last two gone."""
+    file = tmp_path_factory.mktemp("filled") / "roster.db"
+    result = cli("import", "-", given=people(1202), url=f"sqlite:///{file}")
+    assert result.stdout == "1,202 users stored, 0 lines refused.\n"
+    change(
+        file,
+        "DELETE FROM users WHERE id IN (500, 1201, 1202)",
+        "UPDATE users SET version = id, updated_at = '2030-01-02 03:04:05.006000' WHERE id > 700",
+    )
+    return file
+
+
+@pytest.fixture
+def source(filled: Path, tmp_path: Path) -> Path:
+    """Return a copy of that file."""
+    file = tmp_path / "source.db"
+    with closing(sqlite3.connect(filled)) as old, closing(sqlite3.connect(file)) as new:
+        old.backup(new)
+    return file
+
+
+# copy
+
+
+@pytest.mark.parametrize("database", quick_on(BACKENDS, "redis"), indirect=True)
+def test_copy_that_broke_off_is_no_copy_and_the_same_command_goes_on(
+    database: Database, source: Path, tmp_path: Path
+) -> None:
+    back = tmp_path / "back.db"
+    with database.new() as url:
+        copy = ("copy", f"sqlite:///{source}", url)
+        # The first batch comes through; then the source breaks.
+        change(source, "UPDATE users SET version = 'x' WHERE id = 1150")
+        assert "The copy is not finished; the same command again goes on." in refusal(cli(*copy))
+        unfinished = "holds a copy that is not finished: run that `cli.py copy` again"
+        assert unfinished in only_line(start_and_fail(tmp_path, {"DATABASE_URL": url}))
+        change(
+            source,  # who is changed, gone, or has somebody else's address now
+            "UPDATE users SET version = 9, name = 'New', name_key = 'new' WHERE id IN (7, 1150)",
+            "DELETE FROM users WHERE id = 9",
+            "UPDATE users SET email_key = 'x' WHERE id = 10",
+            "UPDATE users SET email_key = 'p10@example.com', email = 'p10@example.com'"
+            " WHERE id = 1001",
+            "UPDATE users SET email_key = 'p1001@example.com', email = 'p1001@example.com'"
+            " WHERE id = 10",
+        )
+        result = cli(*copy)
+        assert (result.returncode, result.stderr) == (0, ""), result
+        assert result.stdout.startswith("1,198 users copied to ")
+        assert "holds users already; a copy needs it empty." in refusal(cli(*copy))
+        new = "name,email\nNew,new@example.com\n"
+        assert cli("import", "-", given=new, url=url).returncode == 0
+        assert cli("copy", url, f"sqlite:///{back}").returncode == 0
+    assert rows(back)[:-1] == rows(source)
+    # 1201 and 1202 were given, and nobody else gets them.
+    assert rows(back)[-1][0] == 1203
+
+
+def test_copy_of_a_database_to_itself_leaves_it_as_it_was(tmp_path: Path) -> None:
+    one, same = f"sqlite:///{tmp_path}/a.db", f"sqlite:///{tmp_path}/../{tmp_path.name}/a.db"
+    assert cli("import", "-", given="name,email\n", url=one).returncode == 0
+    assert refusal(cli("copy", one, same)) == "SRC_URL and DST_URL are the same database."
+    assert cli("import", "-", given="name,email\nA,a@example.com\n", url=one).returncode == 0
+
+
+def test_what_is_copied_is_not_read_from_a_replica(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("READ_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nothing")
+    assert cli("export", url=f"sqlite:///{source}").stdout
+    copied = cli("copy", f"sqlite:///{source}", f"sqlite:///{tmp_path}/new.db")
+    assert (copied.returncode, copied.stderr) == (0, "")
+
+
+def copy_until(some: Callable[[], object], *urls: str, **options: Any) -> subprocess.Popen[str]:
+    """Start a copy; return it when some users are there, but not all."""
+    process = start("copy", *urls, **options)
+    wait_until(lambda: bool(some()) or process.poll() is not None)
+    assert process.poll() is None, process.communicate()
+    return process
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a SQLite file with 8000 users."""
+    file = tmp_path_factory.mktemp("many") / "roster.db"
+    assert cli("import", "-", given=people(8000), url=f"sqlite:///{file}").returncode == 0
+    return file
+
+
+@full
+def test_copy_that_is_stopped_or_killed_or_changed_under_it_goes_on(
+    many: Path, tmp_path: Path
+) -> None:
+    file, source = tmp_path / "new.db", tmp_path / "source.db"
+    source.write_bytes(many.read_bytes())
+    urls = f"sqlite:///{source}", f"sqlite:///{file}"
+
+    def stored() -> int:
+        with closing(sqlite3.connect(file)) as connection:
+            tables = connection.execute("SELECT 1 FROM sqlite_master").fetchall()
+            return len(tables) and len(rows(file))
+
+    with copy_until(stored, *urls, start_new_session=True) as process:
+        os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches all processes of the terminal
+        assert process.communicate(timeout=10) == (
+            *("", "Stopped. The copy is not finished; the same command again goes on.\n"),
+        )
+    before = stored()
+    assert before < 8000
+    with copy_until(lambda: stored() > before, *urls) as process:
+        process.kill()
+    before = stored()
+    assert before < 8000
+    assert "not finished" in refusal(cli("export", url=urls[1]))
+    with copy_until(lambda: stored() > before, *urls) as process:
+        change(source, "UPDATE users SET name = 'New', name_key = 'new' WHERE id = 1")
+        assert process.communicate(timeout=30) == (
+            "",
+            "The two differ: users were changed meanwhile. Stop the apps."
+            " The copy is not finished; the same command again goes on.\n",
+        )
+    result = cli("copy", *urls)
+    assert rows(file) == rows(source)
+    exported = cli("export", url=urls[1]).stdout.encode()
+    assert result.stdout == (
+        f"8,000 users copied to the SQLite file {file}.\n"
+        f"SHA-256 of the export of both as JSON Lines: {hashlib.sha256(exported).hexdigest()}\n"
+    )
+
+
+@pytest.mark.parametrize("database", ["redis"], indirect=True)
+def test_copy_whose_database_goes_away_says_how_to_go_on(database: Database, many: Path) -> None:
+    with database.new() as url:
+        real, port = make_url(url), free_port()
+        through = real.set(port=port).render_as_string(hide_password=False)
+        with relay(port, real.port or 0) as between, open_redis(url) as client:
+
+            def stored() -> int:
+                return client.hlen("roster:emails")
+
+            with copy_until(stored, f"sqlite:///{many}", through) as process:
+                between.kill()
+                out, err = process.communicate(timeout=30)
+        assert (process.returncode, out) == (1, "")
+        (line,) = err.splitlines()
+        assert line.startswith(f"Redis at 127.0.0.1:{port}, database 1: The database does not")
+        assert line.endswith("The copy is not finished; the same command again goes on.")
+        assert str(real.password) not in line
+        empty_redis(url)
+
+
+@full
+def test_copy_from_a_database_that_is_away_changes_nothing(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/new.db"
+    away = f"postgresql://roster:hunter2@127.0.0.1:{free_port()}/x"
+    line = refusal(cli("copy", away, url))
+    assert line.startswith("SRC_URL: PostgreSQL at 127.0.0.1")
+    assert "hunter2" not in line
+    assert "not finished" not in line
+    line = refusal(cli("copy", url, away))
+    assert line.startswith("DST_URL: PostgreSQL at 127.0.0.1")
+    assert "hunter2" not in line
+    missing = f"sqlite:///{tmp_path}/missing.db"
+    assert "SRC_URL: there is no SQLite file" in refusal(cli("copy", missing, url))
+    assert not (tmp_path / "missing.db").exists()
+    assert cli("export", url=url).returncode == 0
+
+
+# import
+
+
+@pytest.mark.parametrize("database", quick_on(BACKENDS, "sqlite", "mongodb"), indirect=True)
+def test_import_stores_the_valid_and_lists_the_others_and_all_are_exported(
+    client: httpx.Client, database: Database
+) -> None:
+    add(client, email="taken@example.com")
+    given = (
+        "\ufeffEmail,name,id\r\n"
+        "ada@example.com,Ada,7\r\n"
+        "TAKEN@example.com,Grace,\r\n"
+        "nobody,,\r\n"
+        "\r\n"
+        "ADA@example.com,Ada again,\r\n"
+        'alan@example.com,"Turing, Alan",\r\n'
+        "a,b,c,d\r\n"
+    )
+    listed = [
+        "line 3: email: somebody has this address already",
+        "line 4: name: String should have at least 1 character; email: not a valid email address:"
+        " An email address must have an @-sign.",
+        "line 6: email: line 2 has this address already",
+        "line 8: 4 cells, but the header has 3",
+    ]
+    dry = cli("import", "-", "--dry-run", given=given, url=database.url)
+    assert dry.stderr.splitlines() == listed
+    assert (dry.returncode, dry.stdout) == (1, "2 users would be stored, 4 lines refused.\n")
+    assert len(client.get("/users/").json()["items"]) == 1
+    wet = cli("import", "-", given=given, url=database.url)
+    assert wet.stderr == dry.stderr
+    assert (wet.returncode, wet.stdout) == (1, "2 users stored, 4 lines refused.\n")
+    users = client.get("/users/").json()["items"]
+    assert [user["name"] for user in users[1:]] == ["Ada", "Turing, Alan"]
+
+    # What is exported is what the API exports.
+    format = "csv" if database.url.startswith("sqlite") else "jsonl"
+    with start("export", "--format", format, url=database.url, encoding=None) as process:
+        assert process.stdout
+        exported: Any = process.stdout.read()
+    assert exported == client.get("/users/export", params={"format": format}).content
+
+
+def test_import_of_json_lines_takes_what_the_api_takes(tmp_path: Path) -> None:
+    given = (
+        '{"name": "Ada", "email": "ada@example.com", "id": 5, "version": 2}\n'
+        '{"name": "Ada", "email": "a@example.com", "phone\\u001b[31m": 1}\n'
+        '{"name": "Ada", "name": "Ada", "email": "b@example.com"}\n'
+        '{"name": null, "email": "c@example.com"}\n'
+        "\n"
+        '["Ada"]\n'
+        '{"name": "Ada"\n'
+        '{"name": "Alan", "email": "alan@example.com"}'
+    )
+    file = tmp_path / "people.jsonl"
+    file.write_text(given)
+    result = cli("import", file, url=f"sqlite:///{tmp_path}/roster.db")
+    assert result.stderr.splitlines() == [
+        r"line 2: phone\x1b[31m: Extra inputs are not permitted",
+        "line 3: not JSON: an object has the same key twice",
+        "line 4: name: Input should be a valid string",
+        "line 6: not an object with a name and an email",
+        "line 7: not JSON: Expecting ',' delimiter",
+    ]
+    assert (result.returncode, result.stdout) == (1, "2 users stored, 5 lines refused.\n")
+    assert [(row[0], row[1]) for row in rows(tmp_path / "roster.db")] == [(1, "Ada"), (2, "Alan")]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "The file is empty."),
+        (b"Ada,ada@example.com\n", "line 1: no header."),
+        (b"name;email\nAda;ada@example.com\n", "line 1: no header."),
+        (b"name,email,phone\n", "line 1: the column 'phone' is unknown, or there twice."),
+        ("name,email\nAda,a@b.de\nZoë,z@b.de\n".encode("latin-1"), "line 3: not UTF-8."),
+        ("name,email\n".encode("utf-16"), "line 1: not UTF-8."),
+        (b"name,email\nAda,a@b.de\n" + b"x" * 10**6, "line 3: longer than 65536 bytes."),
+        (b'name,email\nAda,a@b.de\n"Ada,b@b.de\n', "line 3: not CSV: unexpected end of data."),
+    ],
+)
+def test_file_that_is_no_list_is_one_line(content: bytes, words: str) -> None:
+    with pytest.raises(Stop, match=re.escape(words)):
+        list(read_rows(io.BytesIO(content)))
+
+
+def test_nothing_of_a_file_that_is_no_list_is_stored(tmp_path: Path) -> None:
+    file, url = tmp_path / "people.csv", f"sqlite:///{tmp_path}/roster.db"
+    assert "No such file or directory" in refusal(cli("import", file, url=url))
+    file.write_bytes(people(1001).encode() + b"\xff")
+    assert "line 1003: not UTF-8." in refusal(cli("import", file, url=url))
+    assert not (tmp_path / "roster.db").exists()
+
+
+def test_list_is_imported_and_exported_in_constant_memory(tmp_path: Path) -> None:
+    def peak(*arguments: object, count: int) -> int:
+        url = f"sqlite:///{tmp_path}/{count}.db"
+        # Measured from a small process: until it runs its own program, a child is as big as its
+        # parent, and pytest is bigger than the command.
+        measure = (
+            "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=-3);"
+            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+        )
+        command = [sys.executable, "-c", measure, sys.executable, str(ROOT / "cli.py")]
+        command += [*map(str, arguments), "--database-url", url]
+        return int(subprocess.check_output(command, timeout=60))
+
+    few, many = 10, 20_000
+    for count in (few, many):
+        (tmp_path / f"{count}.csv").write_text(people(count))
+    for command in ("import", "export"):
+        little, much = (
+            peak(command, *[tmp_path / f"{n}.csv"] * (command == "import"), count=n)
+            for n in (few, many)
+        )
+        assert much - little < 15_000  # KiB; with all rows at once, an import took 22,000 more
+
+
+# export
+
+
+def test_export_into_a_closed_pipe_is_quiet(many: Path) -> None:
+    with start("export", url=f"sqlite:///{many}") as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+
+
+def test_commands_ask_no_replica(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("READ_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nothing")
+    assert cli("export", url=f"sqlite:///{source}").returncode == 0
+
+
+def test_csv_export_can_be_imported(source: Path, tmp_path: Path) -> None:
+    change(source, "UPDATE users SET name = '''=x', name_key = '''=x' WHERE id = 3")
+    exported = cli("export", "--format=csv", url=f"sqlite:///{source}").stdout
+    result = cli("import", "-", given=exported, url=f"sqlite:///{tmp_path}/new.db")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [row[1:3] for row in rows(tmp_path / "new.db")] == [row[1:3] for row in rows(source)]
+    names = {row["name"] for row in csv.DictReader(exported.splitlines())}
+    assert "''=x" in names
+    assert {name[:2] for name in names - {"''=x"}} == {"'="}
+
+
+# backup
+
+
+def test_backup_while_somebody_writes_is_whole(source: Path, tmp_path: Path) -> None:
+    url, file = f"sqlite:///{source}", tmp_path / "backup.db"
+    done = threading.Event()
+    written = []
+
+    def write() -> None:
+        with closing(sqlite3.connect(source, timeout=20, isolation_level=None)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            while not done.is_set():
+                connection.execute("BEGIN IMMEDIATE")
+                for id in (1, 1200):  # a moment in between would show one without the other
+                    connection.execute("UPDATE users SET version = version + 1 WHERE id = ?", [id])
+                connection.execute("COMMIT")
+                written.append(1)
+
+    change(source, "UPDATE users SET version = 1")
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        wait_until(lambda: len(written) > 10)
+        result = cli("backup", file, url=url)
+        after = len(written)
+        wait_until(lambda: len(written) > after)
+    finally:
+        done.set()
+        writer.join()
+    assert result.stdout == f"1,199 users backed up to {file}.\n"
+    versions = {row[0]: row[5] for row in rows(file)}
+    assert 10 < versions[1] == versions[1200] <= len(written) + 1
+    assert refusal(cli("backup", file, url=url)) == f"{file}: is there already. Give another name."
+    assert {row[0]: row[5] for row in rows(file)} == versions
+    assert "No such file" in refusal(cli("backup", tmp_path / "no" / "backup.db", url=url))
+    # Nothing else is left.
+    assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} == {
+        *("backup.db", "source.db")
+    }
+
+
+def test_backup_that_fails_leaves_no_file(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    def small_disk() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    before = source.read_bytes()
+    url = f"sqlite:///{source}"
+    line = refusal(cli("backup", folder / "backup.db", url=url, preexec_fn=small_disk))
+    assert line.startswith(f"{folder}/backup.db: no backup (SQLITE_")
+    assert list(folder.iterdir()) == []
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("url", "tool"),
+    [
+        ("postgresql://a:hunter2@localhost/x", "pg_dump"),
+        ("mysql://a:hunter2@localhost/x", "mariadb-dump"),
+        ("mongodb://a:hunter2@localhost/x", "mongodump"),
+        ("redis://a:hunter2@localhost/0", "BGSAVE"),
+    ],
+)
+def test_backup_of_another_database_names_its_tool(
+    monkeypatch: pytest.MonkeyPatch, url: str, tool: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    db.get_settings.cache_clear()
+    with pytest.raises(Stop, match=tool):
+        asyncio.run(back_up(Path("backup.db")))
+    db.get_settings.cache_clear()
+
+
+# all of them
+
+
+def test_each_command_fails_with_one_line_without_a_secret(tmp_path: Path) -> None:
+    away = f"postgresql://roster:hunter2@127.0.0.1:{free_port()}/x"
+    for arguments, words in (
+        (("import", "-", "--database-url", away), "does not answer"),
+        (("export", "--database-url", f"{away}@y"), "write an @"),
+        (
+            ("backup", "file", "--database-url", away),
+            "backup is for SQLite only; here, use pg_dump",
+        ),
+        (("export", "--database-url", f"sqlite:///{tmp_path}/no.db"), "there is no SQLite file"),
+    ):
+        line = refusal(cli(*arguments, given=people(1)))
+        assert words in line
+        assert "hunter2" not in line
+    assert not (tmp_path / "no.db").exists()
+
+
+def test_bar_is_shown_on_a_terminal_only(source: Path, tmp_path: Path) -> None:
+    def shown(stderr: int) -> str:
+        url = f"sqlite:///{tmp_path}/{stderr}.db"
+        options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": stderr}
+        with start("copy", f"sqlite:///{source}", url, **options) as process:
+            process.wait(60)
+        assert process.returncode == 0
+        return ""
+
+    ours, theirs = pty.openpty()
+    output: list[bytes] = []
+
+    def read() -> None:
+        while True:
+            try:
+                output.append(os.read(ours, 1000))
+            except OSError:
+                return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    shown(theirs)
+    os.close(theirs)
+    reader.join()
+    os.close(ours)
+    text = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", b"".join(output)).decode()
+    assert "Copying" in text
+    assert "1199/1199" in text

@@ -1,4 +1,5 @@
 # run, test, lint: the three commands. Each makes .venv first if it is not there or is out of date.
+# faults breaks the app and its databases in all ways of tests/faults (make test: in the quick ones).
 # bench measures, in a virtual environment of its own; bench-quick in less than two minutes;
 # bench-scale with ten million rows. soak: SQLite in use for MINUTES.
 
@@ -8,7 +9,7 @@ BENCH_VENV ?= .venv-bench
 PORT ?= 8000
 MINUTES ?= 1
 
-.PHONY: run test lint bench bench-quick bench-scale soak
+.PHONY: run test lint faults bench bench-quick bench-scale soak
 
 run: $(VENV)/run.stamp
 	$(VENV)/bin/uvicorn app:app --port $(PORT) --timeout-graceful-shutdown 10
@@ -16,6 +17,10 @@ run: $(VENV)/run.stamp
 # Without restarts: in a new process, a test that hung would only hang again.
 test: $(VENV)/dev.stamp
 	$(VENV)/bin/pytest -n auto --max-worker-restart=0
+
+faults: $(VENV)/dev.stamp
+	FAULTS=1 $(VENV)/bin/pytest tests/faults -n 2 --max-worker-restart=0 -vv -o faulthandler_timeout=300
+	FAULTS=1 $(VENV)/bin/pytest tests --ignore=tests/faults -m full -n 2 --max-worker-restart=0 -vv
 
 lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .

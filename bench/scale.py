@@ -52,7 +52,7 @@ sys.path.append(str(ROSTER))
 from databases import BACKENDS, Missing  # run.py leads there
 from plans import QUESTIONS, complaints, explain
 
-from db import make_engines
+from engines import make_engines
 from models import Cursor
 
 SMALL = 10_000
@@ -162,7 +162,7 @@ async def show_plans(url: str, user_id: int, report: Report) -> None:
     try:
         plans = await explain(engines.writer, user_id)
     finally:
-        for engine in engines:
+        for engine in engines[:2]:
             await engine.dispose()
     backend = make_url(url).get_backend_name()
     for name in SHOWN:

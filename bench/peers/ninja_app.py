@@ -39,12 +39,12 @@ settings.configure(
 django.setup()
 
 # Django wants to be set up before a model is made.
-from django.core.wsgi import get_wsgi_application  # noqa: E402
-from django.db import IntegrityError, models  # noqa: E402
-from django.shortcuts import get_object_or_404  # noqa: E402
-from django.urls import path  # noqa: E402
-from ninja import NinjaAPI, Query, Schema  # noqa: E402
-from ninja.errors import HttpError  # noqa: E402
+from django.core.wsgi import get_wsgi_application  # noqa: E402 (as above)
+from django.db import IntegrityError, models  # noqa: E402 (as above)
+from django.shortcuts import get_object_or_404  # noqa: E402 (as above)
+from django.urls import path  # noqa: E402 (as above)
+from ninja import NinjaAPI, Query, Schema  # noqa: E402 (as above)
+from ninja.errors import HttpError  # noqa: E402 (as above)
 
 
 class User(models.Model):

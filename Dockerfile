@@ -1,0 +1,23 @@
+# Roster in a container: docs/deploy.md says how to run it, and what it needs.
+
+FROM python:3.11-slim AS build
+COPY requirements.txt .
+RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir -r requirements.txt
+
+FROM python:3.11-slim
+# A volume takes over the owner of the folder that it is mounted on.
+RUN useradd --system --uid 10001 --no-create-home roster \
+    && install -d -o roster -m 700 /data
+COPY --from=build /opt/venv /opt/venv
+WORKDIR /opt/roster
+COPY *.py pyproject.toml ./
+COPY migrations migrations
+COPY web web
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 DATABASE_URL=sqlite:////data/roster.db
+VOLUME /data
+EXPOSE 8000
+USER roster
+# Not /readyz: a new container does not help a database that is away.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=2)"]
+CMD ["uvicorn", "app:app", "--host", "0.0.0.0", "--timeout-graceful-shutdown", "10"]

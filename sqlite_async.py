@@ -25,8 +25,9 @@ here, on the event loop, and only what can take long goes to a thread. ``db`` ge
    A statement that is known to be slow goes straight to the thread.
 9. Transactions are ours alone: Python's own, which begin without a lock, are switched off in the
    way that each version of Python has for it.
-10. Readers take turns, one in a round of the loop. Else all who have come meanwhile would read in
-    each round, and a writer, who has to wait some rounds for its thread, would wait for them all.
+10. While somebody writes, readers take turns, one in a round of the loop. Else all who have come
+    meanwhile would read in each round, and the writer, who has to wait some rounds for its thread,
+    would wait for them all.
 11. Rows that come one by one while a transaction is on its way to the disk go into the next one
     together (``GroupCommit``), and so wait for the thread and the disk once. Each is answered when
     it is on the disk; a row that is refused leaves the others alone.
@@ -44,7 +45,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import URL, Engine, Insert, event
 from sqlalchemy.dialects import registry
@@ -75,6 +76,8 @@ class Connection(sqlite3.Connection):
     They run in a greenlet; ``await_`` lets the loop go on until something is done.
     """
 
+    writing: "ClassVar[set[Connection]]" = set()  # those whose transaction is open
+
     writes: bool
     patience: float
     thread: ThreadPoolExecutor
@@ -82,7 +85,7 @@ class Connection(sqlite3.Connection):
     deadline = math.inf  # a statement is interrupted when this is past
     running: asyncio.Future[Any] | None = None  # what the thread is doing
     first_busy = last_busy = 0.0
-    begun = False  # SQLAlchemy believes that a transaction is open
+    begun = False  # SQLAlchemy believes that a writer's transaction is open
     wrote = False  # and more was done in it than reading
     quick = False  # what is done in it takes no longer than a row takes
     failure: sqlite3.Error | None = None
@@ -109,6 +112,7 @@ class Connection(sqlite3.Connection):
             self.check_file()
             self.run(lambda: self.send("BEGIN IMMEDIATE"))
             self.begun, self.wrote, self.quick, self.failure = True, False, False, None
+            self.writing.add(self)
 
     def commit(self) -> None:
         """Commit. Once this has returned, the transaction is on the disk."""
@@ -122,6 +126,7 @@ class Connection(sqlite3.Connection):
     def rollback(self) -> None:
         """Undo the transaction, if there is one."""
         self.begun = False
+        self.writing.discard(self)
         if self.in_transaction:
             self.run(lambda: self.send("ROLLBACK"))
 
@@ -133,6 +138,7 @@ class Connection(sqlite3.Connection):
                 self.send("ROLLBACK")
             super(Connection, self).close()
 
+        self.writing.discard(self)
         closing = self.thread.submit(work)
         self.thread.shutdown(wait=False)
         if in_greenlet():  # else the garbage collector calls
@@ -327,16 +333,17 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 class InTurn(InOrderPool):
-    """A pool that gives out one connection in a round of the event loop, in the order of asking."""
+    """A pool that, while somebody writes, gives out one connection in a round of the event loop."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.turn = asyncio.Lock()
 
     def connect(self) -> PoolProxiedConnection:
-        """Wait for a turn; the next one has it in the next round."""
-        await_(self.turn.acquire())
-        asyncio.get_running_loop().call_soon(self.turn.release)
+        """Wait for a turn, if there are turns; the next one has it in the next round."""
+        if Connection.writing or self.turn.locked():
+            await_(self.turn.acquire())
+            asyncio.get_running_loop().call_soon(self.turn.release)
         return super().connect()
 
 

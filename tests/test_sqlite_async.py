@@ -498,8 +498,8 @@ def test_9_python_begins_no_transactions(file: Path) -> None:
     run(file, test)
 
 
-def test_10_readers_take_turns(file: Path) -> None:
-    async def test(_: AsyncEngine, reader: AsyncEngine) -> None:
+def test_10_readers_take_turns_while_somebody_writes(file: Path) -> None:
+    async def test(writer: AsyncEngine, reader: AsyncEngine) -> None:
         loop = asyncio.get_running_loop()
         this_round = 0
         seen: list[tuple[int, int]] = []
@@ -514,12 +514,21 @@ def test_10_readers_take_turns(file: Path) -> None:
                 await reading.execute(text("SELECT * FROM t"))
                 seen.append((i, this_round))
 
+        async def rounds() -> int:
+            seen.clear()
+            await asyncio.gather(*(read(i) for i in range(20)))
+            assert [i for i, _ in seen] == list(range(20)), "one overtook another"
+            return len({number for _, number in seen})
+
         await read(0)  # opens the connection
-        seen.clear()
         loop.call_soon(count)
-        await asyncio.gather(*(read(i) for i in range(20)))
-        assert [i for i, _ in seen] == list(range(20)), "one overtook another"
-        assert len({number for _, number in seen}) == 20, "two read in one round"
+        async with writer.begin():
+            assert await rounds() == 20, "two read in one round"
+        assert await rounds() < 20, "there is nobody to wait for"
+        with pytest.raises(ZeroDivisionError):
+            async with writer.begin():
+                raise ZeroDivisionError
+        assert await rounds() < 20, "there is nobody to wait for"
 
     run(file, test)
 

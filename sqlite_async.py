@@ -25,9 +25,9 @@ here, on the event loop, and only what can take long goes to a thread. ``db`` ge
    A statement that is known to be slow goes straight to the thread.
 9. Transactions are ours alone: Python's own, which begin without a lock, are switched off in the
    way that each version of Python has for it.
-10. While somebody writes, readers take turns, one in a round of the loop. Else all who have come
-    meanwhile would read in each round, and the writer, who has to wait some rounds for its thread,
-    would wait for them all.
+10. Readers take turns, four in a round of the loop, while somebody writes one. Else all who have
+    come meanwhile would read in each round, and the writer, who has to wait some rounds for its
+    thread, would wait for them all; so would new clients, for uvloop accepts one in a round.
 11. Rows that come one by one while a transaction is on its way to the disk go into the next one
     together (``GroupCommit``), and so wait for the thread and the disk once. Each is answered when
     it is on the disk; a row that is refused leaves the others alone.
@@ -76,7 +76,7 @@ class Connection(sqlite3.Connection):
     They run in a greenlet; ``await_`` lets the loop go on until something is done.
     """
 
-    writing: "ClassVar[set[Connection]]" = set()  # those whose transaction is open
+    writing: ClassVar["set[Connection]"] = set()  # those whose transaction is open
 
     writes: bool
     patience: float
@@ -333,17 +333,20 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 class InTurn(InOrderPool):
-    """A pool that, while somebody writes, gives out one connection in a round of the event loop."""
+    """A pool that gives out few connections in a round of the event loop, in the order of asking.
+
+    Each round costs time, too: with four in a round, some more are served than with one.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.turn = asyncio.Lock()
+        self.few, self.one = asyncio.Semaphore(4), asyncio.Semaphore(1)
 
     def connect(self) -> PoolProxiedConnection:
-        """Wait for a turn, if there are turns; the next one has it in the next round."""
-        if Connection.writing or self.turn.locked():
-            await_(self.turn.acquire())
-            asyncio.get_running_loop().call_soon(self.turn.release)
+        """Wait for a turn; who comes next has it in the next round."""
+        turn = self.one if Connection.writing else self.few
+        await_(turn.acquire())
+        asyncio.get_running_loop().call_soon(turn.release)
         return super().connect()
 
 

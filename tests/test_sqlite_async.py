@@ -24,6 +24,7 @@ from sqlalchemy import insert as insert_into
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.util import greenlet_spawn
 
 import sqlite_async
 from engines import Engines, make_engines
@@ -509,10 +510,13 @@ def test_10_readers_take_turns(file: Path) -> None:
             this_round += 1
             loop.call_soon(count)
 
+        def read_at_once() -> None:
+            with reader.sync_engine.connect() as reading:
+                reading.execute(text("SELECT * FROM t"))
+
         async def read(i: int) -> None:
-            async with reader.connect() as reading:
-                await reading.execute(text("SELECT * FROM t"))
-                seen.append((i, this_round))
+            await greenlet_spawn(read_at_once)
+            seen.append((i, this_round))
 
         async def rounds() -> int:
             seen.clear()

@@ -4,6 +4,7 @@ https://fastapi.tiangolo.com/advanced/events/ explains what a lifespan is.
 """
 
 import asyncio
+import gc
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -94,6 +95,10 @@ async def running(backend: Backend) -> AsyncIterator[None]:
             raise SystemExit(str(failure)) from None
         logger.warning(str(failure))
         trying = asyncio.create_task(keep_trying(backend))
+    # What is there now stays: the garbage collector need not look through it again and again, each
+    # time for as long as some twenty requests take.
+    gc.collect()
+    gc.freeze()
     try:
         yield
     finally:

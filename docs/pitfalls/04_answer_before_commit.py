@@ -20,7 +20,7 @@ from db import SessionDep
 USER = ForeignKey("users.id", deferrable=True, initially="DEFERRED")
 
 
-class Task(SQLModel, table=True):
+class Note(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     owner_id: int = Field(sa_column=Column(USER, nullable=False))
 
@@ -31,31 +31,31 @@ def get_session() -> Iterator[Session]:
         session.commit()
 
 
-@tutorial.post("/tasks/", status_code=201)
-def create_task(session: Annotated[Session, Depends(get_session)]) -> str:
-    session.add(Task(owner_id=99))
+@tutorial.post("/notes/", status_code=201)
+def create_note(session: Annotated[Session, Depends(get_session)]) -> str:
+    session.add(Note(owner_id=99))
     return "stored"
 
 
-@roster.post("/tasks/", status_code=201)
-async def create_task_in_roster(session: SessionDep) -> str:
-    session.add(Task(owner_id=99))
+@roster.post("/notes/", status_code=201)
+async def create_note_in_roster(session: SessionDep) -> str:
+    session.add(Note(owner_id=99))
     return "stored"
 
 
-async def add_task(app: FastAPI, file: str) -> str:
+async def add_note(app: FastAPI, file: str) -> str:
     async with client(app) as http:
-        status = (await http.post("/tasks/")).status_code
+        status = (await http.post("/notes/")).status_code
     with closing(sqlite3.connect(f"{folder.name}/{file}")) as connection:
-        [rows] = connection.execute("SELECT count(*) FROM task").fetchone()
+        [rows] = connection.execute("SELECT count(*) FROM note").fetchone()
     return f"{status}, stored: {rows}"
 
 
 async def main() -> None:
     event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA foreign_keys=ON"))
     store()
-    print("tutorial:", await add_task(tutorial, "tutorial.db"))
-    print("Roster:  ", await add_task(roster, "roster.db"))
+    print("tutorial:", await add_note(tutorial, "tutorial.db"))
+    print("Roster:  ", await add_note(roster, "roster.db"))
 
 
 asyncio.run(main())

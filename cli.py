@@ -30,11 +30,12 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sqlmodel import SQLModel
 
 from db import database_url, get_settings
 from errors import Fault, classify
 from export import Format, plain_cell, read_pages, to_pieces
-from models import UserCreate, UserQuery, UserRead, fold
+from models import User, UserCreate, UserQuery, UserRead, fold
 from start import CannotStart, start
 from store import UNFINISHED, Backend, EmailTaken, UserStore, choose_backend
 from strict import read_json
@@ -208,6 +209,8 @@ async def copy_users(url: str) -> None:
             f"{theirs[0]:,} users copied to {backend.place()}.\n"
             f"SHA-256 of the export of both as JSON Lines: {theirs[1]}\n"
         )
+        if others := SQLModel.metadata.tables.keys() - {User.__tablename__}:
+            write(f"Not copied, for only users are: {', '.join(sorted(others))}.\n")
 
 
 async def take_out(source: "Source", backend: Backend) -> None:

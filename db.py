@@ -63,12 +63,18 @@ def replica_url() -> URL | None:
 
 @cache
 def get_engines() -> Engines:
-    """Return the engines of ``DATABASE_URL``; leave with one line if it is wrong."""
+    """Return the engines of ``DATABASE_URL``; leave with one line if it is wrong.
+
+    Raises RuntimeError if it names no SQL database.
+    """
     url = database_url()
     if kind(url) == "sqlite":
         memory = url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
         if url.host or memory:
             sys.exit("DATABASE_URL: SQLite needs a file, for example sqlite:///roster.db")
+    elif kind(url) not in HAVE_READ_URL:
+        # A handler of one's own got here: Roster's ask the store.
+        raise RuntimeError("a session needs an SQL database, and DATABASE_URL names none")
     elif not url.database:
         sys.exit("DATABASE_URL: it must name a database, as in postgresql://host:5432/name")
     if len(hosts(url)) > 1:

@@ -85,11 +85,6 @@ def test_commands_print_what_the_readme_says(copy: Path, port: int) -> None:
         assert TIME.sub("TIME", printed) == TIME.sub("TIME", numbered(expected)), command
 
 
-def test_links_lead_to_files() -> None:
-    for link in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / link).exists(), link
-
-
 def test_settings_are_those_of_the_code() -> None:
     from db import Settings
 

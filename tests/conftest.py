@@ -36,9 +36,9 @@ FULL = "FAULTS" in os.environ
 full = pytest.mark.full
 
 
-def quick_on(names: Iterable[str], *quick: str) -> list[Any]:
-    """Return databases as parameters of a test; those that are not quick, for make faults only."""
-    return [pytest.param(name, marks=() if name in quick else full) for name in names]
+def quick_on(values: Iterable[Any], *quick: Any) -> list[Any]:
+    """Return the parameters of a test; those that are not quick, for make faults only."""
+    return [pytest.param(value, marks=() if value in quick else full) for value in values]
 
 
 tested: dict[str, str] = {}

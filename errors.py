@@ -113,20 +113,8 @@ CODES: dict[Fault, tuple[Code, ...]] = {
     # 8000: MongoDB Atlas. ConfigurationError: no such name for mongodb+srv, or too old a server.
     # 08P01, 26000 and 42P05: PgBouncer, not set up for Roster.
     Fault.REFUSED: (
-        *(
-            "08P01",
-            "26000",
-            "42P05",
-            "28",
-            "3D000",
-            "42501",
-            1044,
-            1045,
-            1049,
-            1142,
-            "SQLITE_CANTOPEN",
-        ),
-        "SQLITE_READONLY_DBMOVED",
+        *("08P01", "26000", "42P05", "28", "3D000", "42501", 1044, 1045, 1049, 1142),
+        *("SQLITE_CANTOPEN", "SQLITE_READONLY_DBMOVED"),
         *("MongoDB 13", "MongoDB 18", "MongoDB 8000", "ConfigurationError"),
         *("AuthenticationError", "NOAUTH", "WRONGPASS", "NOPERM", "NOSUCHDB"),
         "SSLCertVerificationError",

@@ -21,7 +21,7 @@ def test_app_killed_while_it_writes_loses_nothing(
     for _ in range(20 if FULL else 1):
         began = time.monotonic()
         with serve(own.url, tmp_path, "--no-access-log") as server:
-            wait_until(lambda url=server.url: answers(f"{url}/readyz"))  # type: ignore[misc]
+            wait_until(lambda url=server.url: answers(f"{url}/readyz"))  # type: ignore[misc]  # mypy cannot infer it
             starts.append(time.monotonic() - began)
             with writing(server.url) as load:
                 load.goes_on()

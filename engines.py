@@ -11,12 +11,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import asyncpg
-from sqlalchemy import URL, Engine, ExceptionContext, Insert, event, make_url
+from sqlalchemy import URL, ExceptionContext, Executable, Insert, event, make_url
 from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.util import greenlet_spawn
 
+import direct
 import sqlite_async
+from direct import Rows
 from pool import InOrderPool
 
 # The pool prints a traceback for a connection that died while it was out, though whoever had it
@@ -71,11 +72,13 @@ def hosts(url: URL) -> Sequence[str]:
 class Engines(NamedTuple):
     """Two pools: one whose connections may change something, and one whose may only read.
 
-    ``insert`` stores one row as a transaction of its own, and returns its primary key.
+    ``read`` runs one statement with these values, and ``insert`` stores one row and returns its id;
+    each is a transaction of its own, without a session.
     """
 
     writer: AsyncEngine
     reader: AsyncEngine
+    read: Callable[[Executable, dict[str, Any]], Awaitable[Rows]]
     insert: Callable[[Insert, dict[str, Any]], Awaitable[Any]]
 
 
@@ -94,7 +97,10 @@ def make_engines(url: URL, size: int, replica: URL | None = None) -> Engines:
     match kind(url):
         case "sqlite":
             writer, reader = sqlite_async.make_engines(url, **POOL)
-            return Engines(writer, reader, sqlite_async.GroupCommit(writer.sync_engine).insert)
+            read = sqlite_async.DirectReader(reader.sync_engine).read
+            return Engines(
+                writer, reader, read, sqlite_async.GroupCommit(writer.sync_engine).insert
+            )
         case "postgresql":
             make_engine = make_postgresql_engine
         case _:
@@ -103,11 +109,15 @@ def make_engines(url: URL, size: int, replica: URL | None = None) -> Engines:
     writer = make_engine(url, reading=False, pool_size=size // 2, **options)
     options |= {"pool_size": size - size // 2, **AUTOCOMMIT}
     reader = make_engine(replica or url, reading=True, **options)
-    alone = writer
-    if make_engine is make_postgresql_engine:
-        alone = writer.execution_options(isolation_level="AUTOCOMMIT")
     event.listen(writer.sync_engine, "handle_error", leave_demoted_server)
-    return Engines(writer, reader, partial(insert_alone, alone.sync_engine))
+    alone = writer.sync_engine
+    if kind(url) == "postgresql":
+        alone = alone.execution_options(isolation_level="AUTOCOMMIT")
+        if not any(map(behind_pgbouncer, (url, replica or url))):
+            asyncpg_itself = direct.Asyncpg(alone, reader.sync_engine)
+            return Engines(writer, reader, asyncpg_itself.read, asyncpg_itself.insert)
+    read = partial(direct.read_by_sqlalchemy, reader.sync_engine)
+    return Engines(writer, reader, read, partial(direct.insert_by_sqlalchemy, alone))
 
 
 def make_postgresql_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
@@ -131,9 +141,9 @@ def make_postgresql_engine(url: URL, reading: bool, **options: Any) -> AsyncEngi
     connect_args: dict[str, Any] = {"timeout": 3, "command_timeout": 6, "server_settings": server}
     if len(hosts(url)) > 1:
         connect_args["async_creator_fn"] = connect_to_one
-    if url.query.get("prepared_statement_cache_size") == "0":
-        # For PgBouncer, which gives each transaction another connection to the server: asyncpg then
-        # sends a statement's text each time, in one transaction with its values.
+    if behind_pgbouncer(url):
+        # It gives each transaction another connection to the server: asyncpg then sends a
+        # statement's text each time, in one transaction with its values.
         connect_args["statement_cache_size"] = 0
     engine = create_async_engine(
         url.set(drivername="postgresql+asyncpg"), connect_args=connect_args, **options
@@ -146,6 +156,11 @@ def make_postgresql_engine(url: URL, reading: bool, **options: Any) -> AsyncEngi
             raise DisconnectionError
 
     return engine
+
+
+def behind_pgbouncer(url: URL) -> bool:
+    """Return whether a URL says that no prepared statements are kept."""
+    return url.query.get("prepared_statement_cache_size") == "0"
 
 
 async def connect_to_one(*, host: list[str], port: list[int], **options: Any) -> Any:
@@ -187,7 +202,8 @@ def make_mysql_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
     )
 
 
-# PostgreSQL's and MySQL's codes for: only reading, now; and (Galera, two) without most others.
+# PostgreSQL's and MySQL's codes for: only reading, now. The last two are of a node of Galera that
+# has lost most others.
 DEMOTED = ("25006", 1290, 1792, 1836, 1047, 1180)
 
 
@@ -199,13 +215,3 @@ def leave_demoted_server(context: ExceptionContext) -> None:
     error: Any = context.original_exception
     if getattr(error, "sqlstate", None) in DEMOTED or (error.args[:1] and error.args[0] in DEMOTED):
         context.is_disconnect = True
-
-
-async def insert_alone(engine: Engine, statement: Insert, row: dict[str, Any]) -> Any:
-    """Insert a row and commit; return its primary key."""
-
-    def run() -> Any:
-        with engine.begin() as connection:
-            return connection.execute(statement, row).inserted_primary_key
-
-    return await greenlet_spawn(run)

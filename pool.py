@@ -6,11 +6,13 @@ long as the others.
 """
 
 import asyncio
+import time
 from collections import deque
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy.pool import AsyncAdaptedQueuePool
-from sqlalchemy.util import await_
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+from sqlalchemy.util import await_, greenlet_spawn
 from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty
 
 
@@ -52,6 +54,42 @@ class InOrder(AsyncAdaptedQueue[Any]):
 
 
 class InOrderPool(AsyncAdaptedQueuePool):
-    """SQLAlchemy's pool with this queue."""
+    """SQLAlchemy's pool with this queue, which also lends connections without SQLAlchemy's care."""
 
     _queue_class = InOrder
+
+    async def borrow(self) -> ConnectionPoolEntry | None:
+        """Wait for a connection; return its entry. None: SQLAlchemy has to open one.
+
+        Whoever gets it has to give it back, outside a transaction and soon. Raises TimeoutError of
+        SQLAlchemy's as ``connect`` does.
+        """
+        queue: Any = self._pool
+        entry: Any
+        if not queue.empty():
+            entry = queue.get_nowait()
+        elif self.overflow() < 0:
+            return None
+        else:
+            try:
+                entry = await queue.wait(self._timeout)
+            except Empty:
+                raise PoolTimeoutError(f"no connection in {self._timeout} seconds") from None
+        old = -1 < self._recycle < time.time() - entry.starttime
+        if old or entry._is_hard_or_soft_invalidated() or is_closed(entry.driver_connection):
+            # Not back into the queue: whoever finds it may open another one in its place, at once.
+            try:
+                await greenlet_spawn(entry.close)
+            finally:
+                self._dec_overflow()
+            return None
+        return cast(ConnectionPoolEntry, entry)
+
+    def give_back(self, entry: ConnectionPoolEntry) -> None:
+        """Give a borrowed connection to whoever waits for one."""
+        self._do_return_conn(entry)
+
+
+def is_closed(driver_connection: Any) -> bool:
+    """Return whether the driver knows that the server has hung up; asyncpg does."""
+    return hasattr(driver_connection, "is_closed") and driver_connection.is_closed()

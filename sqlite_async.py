@@ -41,21 +41,22 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
-from sqlalchemy import URL, Engine, Insert, event
+from sqlalchemy import URL, Engine, Executable, Insert, event
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import Pool, PoolProxiedConnection
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
+from direct import Rows, compiled, read_by_sqlalchemy
 from pool import InOrderPool
 
 # FULL: a commit that was answered is on the disk.
@@ -159,6 +160,22 @@ class Connection(sqlite3.Connection):
         number: int = sqlite3.Cursor(self).execute("PRAGMA data_version").fetchone()[0]
         return number
 
+    def attempt(self, sql: str, parameters: Sequence[Any]) -> list[Any] | None:
+        """Return the rows of a reader's statement, None if it cannot be done here and now.
+
+        Whoever gets None does it by ``perform``, which waits for a lock, or takes the thread.
+        """
+        self.deadline = time.monotonic() + BUDGET
+        try:
+            self.check_file()
+            return sqlite3.Cursor(self).execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:  # whatever it is, perform meets it again
+            if primary_code(error) == sqlite3.SQLITE_INTERRUPT:
+                remember_slow(sql)
+            return None
+        finally:
+            self.deadline = math.inf
+
     def perform(self, sql: str, work: Callable[[], Any]) -> Any:
         """Run a statement on the loop if it may be interrupted there and is quick, else not."""
         if not self.writes:
@@ -193,8 +210,8 @@ class Connection(sqlite3.Connection):
             raise
         if seconds <= BUDGET:
             slow.discard(sql)
-        elif len(slow) < 1000:
-            slow.add(sql)
+        else:
+            remember_slow(sql)
         return result
 
     def run(
@@ -318,6 +335,12 @@ def primary_code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
+def remember_slow(sql: str) -> None:
+    """Let a statement go straight to the thread from now on."""
+    if len(slow) < 1000:
+        slow.add(sql)
+
+
 def changed_meanwhile() -> sqlite3.OperationalError:
     """Return SQLite's own error for a transaction whose reads are out of date."""
     error = sqlite3.OperationalError("another process has changed the database meanwhile")
@@ -342,12 +365,44 @@ class InTurn(InOrderPool):
         super().__init__(*args, **options)
         self.few, self.one = asyncio.Semaphore(4), asyncio.Semaphore(1)
 
-    def connect(self) -> PoolProxiedConnection:
+    async def wait_for_turn(self) -> None:
         """Wait for a turn; who comes next has it in the next round."""
         turn = self.one if Connection.writing else self.few
-        await_(turn.acquire())
+        await turn.acquire()
         asyncio.get_running_loop().call_soon(turn.release)
+
+    def connect(self) -> PoolProxiedConnection:
+        """Wait for a turn, and for a connection."""
+        await_(self.wait_for_turn())
         return super().connect()
+
+    async def borrow(self) -> ConnectionPoolEntry | None:
+        """Wait for a turn, and for a connection."""
+        await self.wait_for_turn()
+        return await super().borrow()
+
+
+class DirectReader:
+    """Statements that read, run by ``sqlite3`` itself (``direct`` says why)."""
+
+    def __init__(self, reader: Engine) -> None:
+        self.reader = reader
+
+    async def read(self, statement: Executable, values: dict[str, Any]) -> Rows:
+        """Run one statement, and return its rows."""
+        found = compiled(statement, self.reader.dialect)
+        if found and found.sql not in slow:
+            parameters = found.parameters(values)
+            pool = cast(InOrderPool, self.reader.pool)
+            if entry := await pool.borrow():
+                connection = cast(Connection, entry.driver_connection)
+                try:
+                    rows = connection.attempt(found.sql, parameters)
+                finally:
+                    pool.give_back(entry)
+                if rows is not None:
+                    return found.rows(rows)
+        return await read_by_sqlalchemy(self.reader, statement, values)
 
 
 class GroupCommit:
@@ -359,7 +414,7 @@ class GroupCommit:
         self.task: asyncio.Task[None] | None = None
 
     async def insert(self, statement: Insert, row: dict[str, Any]) -> Any:
-        """Insert a row, and return its primary key when it is on the disk.
+        """Insert a row, and return its primary key, of one column, when it is on the disk.
 
         Raises IntegrityError if the row is refused, and whatever made the transaction fail.
         """
@@ -390,7 +445,15 @@ class GroupCommit:
                 rested = time.monotonic()
                 for statement, row, _ in group:
                     try:
-                        outcomes.append(connection.execute(statement, row).inserted_primary_key)
+                        if found := compiled(statement, self.writer.dialect, tuple(row)):
+                            cursor = driver_connection.cursor()
+                            cursor.execute(found.sql, found.parameters(row))
+                            outcomes.append(cursor.lastrowid)
+                        else:
+                            key: Any = connection.execute(statement, row).inserted_primary_key
+                            outcomes.append(key[0])
+                    except sqlite3.IntegrityError as error:
+                        outcomes.append(IntegrityError(None, None, error))
                     except Exception as error:  # noqa: BLE001 (who sent the row raises it)
                         outcomes.append(error)
                     if time.monotonic() - rested > BUDGET:

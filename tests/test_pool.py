@@ -1,8 +1,10 @@
 """The pool serves in the order of asking, and loses no connection."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy.exc import TimeoutError as NoConnection
@@ -48,6 +50,77 @@ def test_nobody_is_overtaken(tmp_path: Path) -> None:
 
     run(tmp_path / "a.db", test)
     assert served == [0, 1, 2, 3, 4] * 10
+
+
+def test_who_borrows_waits_in_the_same_queue(tmp_path: Path) -> None:
+    served: list[int] = []
+
+    async def test(engine: AsyncEngine) -> None:
+        pool = engine.sync_engine.pool
+        assert isinstance(pool, InOrderPool)
+
+        def ask(i: int) -> None:
+            for _ in range(10):
+                with engine.sync_engine.connect():
+                    served.append(i)
+                    await_(asyncio.sleep(0.001))
+
+        async def borrow(i: int) -> None:
+            for _ in range(10):
+                entry = await pool.borrow()
+                assert entry
+                served.append(i)
+                await asyncio.sleep(0.001)
+                pool.give_back(entry)
+
+        assert await pool.borrow() is None, "there was no connection yet"
+        async with engine.connect():
+            pass
+        tasks = [greenlet_spawn(ask, 0), borrow(1), greenlet_spawn(ask, 2), borrow(3)]
+        await asyncio.gather(*tasks)
+
+    run(tmp_path / "a.db", test)
+    assert served == [0, 1, 2, 3] * 10
+
+
+def test_who_borrows_is_told_after_a_while(tmp_path: Path) -> None:
+    async def test(engine: AsyncEngine) -> None:
+        pool: Any = engine.sync_engine.pool
+        async with engine.connect():
+            with pytest.raises(NoConnection):
+                await pool.borrow()
+        pool.give_back(await pool.borrow())
+
+    run(tmp_path / "a.db", test)
+
+
+@pytest.mark.parametrize("why", ["old", "invalid", "all invalid", "closed"])
+def test_who_borrows_gets_no_connection_that_is_of_no_use(tmp_path: Path, why: str) -> None:
+    async def test(engine: AsyncEngine) -> None:
+        pool: Any = engine.sync_engine.pool
+        async with engine.connect() as connection:
+            if why == "invalid":
+                await connection.invalidate()
+        match why:
+            case "old":
+                pool._recycle = 0.01
+                await asyncio.sleep(0.02)
+            case "all invalid":
+                pool._invalidate_time = time.time()
+            case "closed":
+                entry = await pool.borrow()
+                entry.driver_connection.is_closed = lambda: True
+                pool.give_back(entry)
+        assert await pool.borrow() is None
+        pool._recycle = -1
+        assert (pool.checkedin(), pool.checkedout()) == (0, 0), "its place is not free"
+        async with engine.connect():
+            pass
+        entry = await pool.borrow()
+        assert entry, "there is a new one"
+        pool.give_back(entry)
+
+    run(tmp_path / "a.db", test)
 
 
 def test_who_waits_too_long_is_told_and_the_next_one_is_served(tmp_path: Path) -> None:

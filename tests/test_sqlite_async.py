@@ -30,6 +30,7 @@ import sqlite_async
 from engines import Engines, make_engines
 
 Test = Callable[[AsyncEngine, AsyncEngine], Awaitable[None]]
+TestOfAll = Callable[[Engines], Awaitable[None]]
 
 # Counts to :n, a quarter of a second for each million, and calls tick() once, when it begins.
 COUNT = (
@@ -70,6 +71,11 @@ def ticks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def run(file: Path, test: Test, options: str = "") -> None:
+    """Run a test's coroutine with the writer and the reader of a new file."""
+    run_with_all(file, lambda engines: test(engines.writer, engines.reader), options)
+
+
+def run_with_all(file: Path, test: TestOfAll, options: str = "") -> None:
     """Run a test's coroutine with the engines of a new file, which has a table ``t``."""
 
     async def with_engines() -> None:
@@ -77,7 +83,7 @@ def run(file: Path, test: Test, options: str = "") -> None:
         try:
             async with engines.writer.begin() as writing:
                 await writing.execute(text("CREATE TABLE t (i)"))
-            await asyncio.wait_for(test(*engines[:2]), 30)
+            await asyncio.wait_for(test(engines), 30)
         finally:
             for engine in engines[:2]:
                 await engine.dispose()
@@ -209,6 +215,23 @@ def test_3_loop_does_not_wait_for_a_long_query(file: Path, ticks: list[str]) -> 
         assert ticks == ["MainThread", "sqlite"]
 
     run(file, test)
+
+
+def test_3_loop_does_not_wait_for_a_long_query_without_a_session(
+    file: Path, ticks: list[str]
+) -> None:
+    async def test(engines: Engines) -> None:
+        async def read(n: int) -> None:
+            assert await engines.read(READ, {"n": n}) == [(n,)]
+
+        await read(1)  # opens the connection
+        ticks.clear()
+        assert await stall(read(LONG["n"])) < 0.5
+        for n in (10**6, 1, 1):
+            await read(n)
+        assert ticks == ["MainThread", "sqlite", "sqlite", "sqlite", "MainThread"]
+
+    run_with_all(file, test)
 
 
 def test_3_loop_does_not_wait_for_a_long_write(file: Path, ticks: list[str]) -> None:
@@ -499,8 +522,10 @@ def test_9_python_begins_no_transactions(file: Path) -> None:
     run(file, test)
 
 
-def test_10_readers_take_turns(file: Path) -> None:
-    async def test(writer: AsyncEngine, reader: AsyncEngine) -> None:
+@pytest.mark.parametrize("session", [True, False])
+def test_10_readers_take_turns(file: Path, session: bool) -> None:
+    async def test(engines: Engines) -> None:
+        writer, reader = engines[:2]
         loop = asyncio.get_running_loop()
         this_round = 0
         seen: list[tuple[int, int]] = []
@@ -510,12 +535,17 @@ def test_10_readers_take_turns(file: Path) -> None:
             this_round += 1
             loop.call_soon(count)
 
+        select_all = text("SELECT * FROM t")
+
         def read_at_once() -> None:
             with reader.sync_engine.connect() as reading:
-                reading.execute(text("SELECT * FROM t"))
+                reading.execute(select_all)
 
         async def read(i: int) -> None:
-            await greenlet_spawn(read_at_once)
+            if session:
+                await greenlet_spawn(read_at_once)
+            else:
+                await engines.read(select_all, {})
             seen.append((i, this_round))
 
         async def rounds() -> int:
@@ -535,7 +565,7 @@ def test_10_readers_take_turns(file: Path) -> None:
                 raise ZeroDivisionError
         assert await rounds() == 5, "nobody writes any more"
 
-    run(file, test)
+    run_with_all(file, test)
 
 
 def test_11_rows_that_come_during_a_commit_share_the_next_one(
@@ -543,7 +573,7 @@ def test_11_rows_that_come_during_a_commit_share_the_next_one(
 ) -> None:
     async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
         async def store(i: int) -> None:
-            assert (await group.insert(insert_into(T), {"i": i})).i == i
+            await group.insert(insert_into(T), {"i": i})
             assert i in rows(file), "answered before it was on the disk"
 
         slow_commit.clear()
@@ -662,12 +692,16 @@ def test_11_rows_are_stored_on_the_loop_which_does_not_wait_for_all_of_them(
 
 @pytest.mark.parametrize("replaced", [True, False])
 def test_12_file_that_is_gone_is_not_used_and_not_made_anew(file: Path, replaced: bool) -> None:
-    async def test(writer: AsyncEngine, reader: AsyncEngine) -> None:
+    async def test(engines: Engines) -> None:
+        writer, reader = engines[:2]
+
         async def read() -> None:
             async with reader.connect() as reading:
                 await reading.execute(text("SELECT * FROM t"))
 
-        group = sqlite_async.GroupCommit(writer.sync_engine)
+        async def read_directly() -> None:
+            await engines.read(text("SELECT * FROM t"), {})
+
         await insert(writer, 1)
         await read()
         away = file.rename(file.with_suffix(".away"))
@@ -677,7 +711,8 @@ def test_12_file_that_is_gone_is_not_used_and_not_made_anew(file: Path, replaced
             if anew:
                 for engine in (writer, reader):
                     await engine.dispose()
-            for use in (insert(writer, 2), group.insert(insert_into(T), {"i": 3}), read()):
+            row = engines.insert(insert_into(T), {"i": 3})
+            for use in (insert(writer, 2), row, read(), read_directly()):
                 with pytest.raises(
                     OperationalError, match=r"a\.db was deleted, moved away or repl"
                 ):
@@ -686,8 +721,9 @@ def test_12_file_that_is_gone_is_not_used_and_not_made_anew(file: Path, replaced
         away.replace(file)
         await insert(writer, 4)
         await read()
+        await read_directly()
 
-    run(file, test)
+    run_with_all(file, test)
     assert rows(file) == [1, 4]
 
 

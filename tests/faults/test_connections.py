@@ -133,6 +133,10 @@ def test_reading_survives_a_connection_that_dies_and_a_change_is_not_done_twice(
             assert client.patch(path, json={"name": "Eve"}).status_code == 503
             assert client.get(path).json() == user
             assert client.patch(path, json={"name": "Eve"}).json()["version"] == 2
+            new = {"name": "Eve", "email": "once@example.com"}
+            armed.set()
+            assert client.post("/users/", json=new).status_code == 503
+            assert client.get("/users/", params={"email": new["email"]}).json()["items"] == []
             check_healthy(server)
 
 

@@ -5,9 +5,12 @@ https://fastapi.tiangolo.com/advanced/events/ explains what a lifespan is.
 
 import asyncio
 import gc
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+
+from fastapi.telemetry import TelemetryConfig
 
 from errors import Fault, classify, logger
 from store import UNFINISHED, Backend, Code, UnfinishedCopy, WrongTables
@@ -79,6 +82,15 @@ async def keep_trying(backend: Backend) -> None:
                 logger.warning(said)
 
 
+def telemetry() -> TelemetryConfig:
+    """Return whether FastAPI feeds OpenTelemetry: if a variable of its own, ``OTEL_...``, is set.
+
+    Otherwise FastAPI would look, in each request, whether somebody collects spans by now.
+    """
+    wanted = any(name.startswith("OTEL_") for name in os.environ)
+    return {"tracing": wanted, "metrics": wanted, "logs": wanted}
+
+
 @asynccontextmanager
 async def running(backend: Backend) -> AsyncIterator[None]:
     """Start a backend, and stop it when the block is left.
@@ -96,9 +108,11 @@ async def running(backend: Backend) -> AsyncIterator[None]:
         logger.warning(str(failure))
         trying = asyncio.create_task(keep_trying(backend))
     # What is there now stays: the garbage collector need not look through it again and again, each
-    # time for as long as some twenty requests take.
+    # time for as long as some twenty requests take; nor look for more after 700 new objects, for a
+    # page of users is as many.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)
     try:
         yield
     finally:

@@ -1,15 +1,21 @@
 """What no friendly client sends: a 4xx with a short detail, the same on every database."""
 
+import asyncio
 import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from conftest import serve
+from fastapi import FastAPI
 from test_contract import add
+
+import strict
 
 JSON = {"Content-Type": "application/json"}
 MIB = 2**20
@@ -182,3 +188,40 @@ def test_body_that_does_not_come_is_408_and_no_outage(tmp_path: Path) -> None:
             answer = connection.recv(10_000)
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert "AWAY" not in server.printed()
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_request_that_takes_too_long_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, stubborn: bool
+) -> None:
+    monkeypatch.setattr(strict, "TIME_MAX", 0.1)
+    app = FastAPI()
+    app.router.route_class = strict.StrictRoute
+
+    @app.get("/{seconds}")
+    async def wait(seconds: float) -> str:
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            if not stubborn:
+                raise
+        return "done"
+
+    async def test() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            assert (await client.get("/0")).json() == "done"
+            await asyncio.sleep(0.2)  # it is not given up afterwards
+            if stubborn:
+                assert (await client.get("/5")).json() == "done"
+            else:
+                with pytest.raises(TimeoutError):
+                    await client.get("/5")
+            this: Any = asyncio.current_task()
+            assert this.cancelling() == 0
+            asyncio.get_running_loop().call_later(0.05, this.cancel)
+            with suppress(asyncio.CancelledError):  # not a TimeoutError: it was somebody else
+                await client.get("/5")
+            assert this.cancelling() == 1
+
+    asyncio.run(test())

@@ -10,14 +10,14 @@ import httpx
 import pytest
 from conftest import serve
 from databases import Database, standalone_mongodb
-from pymongo import MongoClient
+from pymongo import MongoClient, monitoring
 from pymongo import errors as pymongo
 from pymongo.collection import Collection
 from test_contract import add, read_all
 
 import db
 from errors import Fault, classify
-from models import UserQuery
+from models import UserCreate, UserQuery
 
 on_mongodb = pytest.mark.parametrize("database", ["mongodb"], indirect=True)
 
@@ -117,6 +117,55 @@ def test_reading_that_is_cancelled_loses_no_socket(
         await store_mongo.stop()
 
     asyncio.run(read_and_leave())  # a socket that is lost warns, and warnings are errors here
+    store_mongo.get_client.cache_clear()
+    db.get_settings.cache_clear()
+
+
+class Asked(monitoring.CommandListener):
+    """Notes what the driver asks the server."""
+
+    def __init__(self) -> None:
+        self.commands: list[str] = []
+
+    def started(self, event: monitoring.CommandStartedEvent) -> None:
+        """Note a command."""
+        self.commands.append(event.command_name)
+
+    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
+        """Do nothing."""
+
+    def failed(self, event: monitoring.CommandFailedEvent) -> None:
+        """Do nothing."""
+
+
+@on_mongodb
+def test_get_and_a_page_take_one_round_trip_and_create_two(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked()
+    monitoring.register(asked)
+    with database.new() as url:
+        monkeypatch.setenv("DATABASE_URL", url)
+        db.get_settings.cache_clear()
+        import store_mongo
+
+        store_mongo.get_client.cache_clear()
+
+        async def use() -> None:
+            await store_mongo.start()
+            asked.commands.clear()
+            store = await store_mongo.get_store()
+            user = await store.add(UserCreate(name="Ada", email="ada@example.com"))
+            await store.get(user.id)
+            await store.page(UserQuery(sort="name"), 50)
+            commands = asked.commands.copy()
+            await store_mongo.stop()
+            assert commands == ["findAndModify", "insert", "find", "find"]
+
+        try:
+            asyncio.run(use())
+        finally:
+            monitoring._LISTENERS.command_listeners.remove(asked)
     store_mongo.get_client.cache_clear()
     db.get_settings.cache_clear()
 

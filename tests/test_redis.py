@@ -376,3 +376,28 @@ def test_errors_of_redis_have_their_answer(
     parse: Any = BaseParser.parse_error
     error = parse(said) if isinstance(said, str) else said
     assert classify(error, driver_code(error)) is fault
+
+
+def test_get_a_page_and_create_take_one_round_trip_each(
+    url: str, redis: Redis, tmp_path: Path
+) -> None:
+    with serve(url, tmp_path) as server, httpx.Client(base_url=server.url) as client:
+
+        def use() -> None:
+            path = f"/users/{add(client)['id']}"
+            client.get(path).raise_for_status()
+            client.get("/users/?sort=name").raise_for_status()
+
+        use()  # sends the scripts
+        with redis.monitor() as monitor:  # type: ignore[no-untyped-call]  # it has no types
+            redis.echo("begin")
+            use()
+            redis.echo("end")
+            asked = []
+            for said in monitor.listen():
+                if said["client_type"] != "lua":  # that is within a script
+                    asked.append(said["command"])
+                if said["command"] == "ECHO end":
+                    break
+        asked = [command.split()[0] for command in asked[asked.index("ECHO begin") + 1 : -1]]
+        assert asked == ["EVALSHA", "HMGET", "EVALSHA"]

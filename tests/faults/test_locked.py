@@ -227,7 +227,7 @@ async def turn(own: Database, folder: Path, read_only: bool) -> str:
             if read_only:
                 await connection.execute(
                     text(
-                        "select pg_terminate_backend(pid) from pg_stat_activity"
+                        "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
                         " where pid <> pg_backend_pid() and backend_type = 'client backend'"
                     )
                 )

@@ -100,12 +100,15 @@ class Connection(sqlite3.Connection):
         self.set_progress_handler(lambda: time.monotonic() > self.deadline, STEPS)
 
     def cursor(self, *_: Any) -> "Cursor":  # type: ignore[override]  # it makes no others
-        """Return one of our cursors."""
-        return Cursor(self)
+        """Return one of our cursors.
 
-    def send(self, sql: str) -> None:
+        One that is not made by ``sqlite3``'s own ``cursor`` leaves it a reference, for ever.
+        """
+        return super().cursor(Cursor)
+
+    def send(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
         """Run a statement here and now."""
-        sqlite3.Cursor(self).execute(sql)
+        return super().cursor().execute(sql, parameters)
 
     def begin(self) -> None:
         """Begin a transaction. A writer takes the lock now, not when it has read what it read."""
@@ -157,7 +160,7 @@ class Connection(sqlite3.Connection):
 
     def version(self) -> int:
         """Return a number that is another one when another process has committed something."""
-        number: int = sqlite3.Cursor(self).execute("PRAGMA data_version").fetchone()[0]
+        number: int = self.send("PRAGMA data_version").fetchone()[0]
         return number
 
     def attempt(self, sql: str, parameters: Sequence[Any]) -> list[Any] | None:
@@ -168,7 +171,7 @@ class Connection(sqlite3.Connection):
         self.deadline = time.monotonic() + BUDGET
         try:
             self.check_file()
-            return sqlite3.Cursor(self).execute(sql, parameters).fetchall()
+            return self.send(sql, parameters).fetchall()
         except sqlite3.Error as error:  # whatever it is, perform meets it again
             if primary_code(error) == sqlite3.SQLITE_INTERRUPT:
                 remember_slow(sql)
@@ -269,7 +272,7 @@ class File:
     """Which file was at a path when it was opened."""
 
     def __init__(self, connection: Connection) -> None:
-        row = sqlite3.Cursor(connection).execute("PRAGMA database_list").fetchone()
+        row = connection.send("PRAGMA database_list").fetchone()
         self.path: str = row[2]
         self.found = os.stat(self.path)
 

@@ -186,12 +186,13 @@ def slow_commit(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     threads: list[str] = []
     send = sqlite_async.Connection.send
 
-    def slow_send(connection: Any, sql: str) -> None:
+    def slow_send(connection: Any, sql: str, *parameters: Any) -> sqlite3.Cursor:
         if sql == "COMMIT":
             time.sleep(0.5)
-        send(connection, sql)
+        cursor = send(connection, sql, *parameters)
         if sql == "COMMIT":
             threads.append(threading.current_thread().name)
+        return cursor
 
     monkeypatch.setattr(sqlite_async.Connection, "send", slow_send)
     return threads
@@ -725,6 +726,22 @@ def test_12_file_that_is_gone_is_not_used_and_not_made_anew(file: Path, replaced
 
     run_with_all(file, test)
     assert rows(file) == [1, 4]
+
+
+@pytest.mark.parametrize("session", [True, False])
+def test_cursors_leave_nothing_behind(file: Path, session: bool) -> None:
+    async def test(engines: Engines) -> None:
+        async with engines.reader.connect() as reading:
+            connection = await driver(reading)
+            for _ in range(1000 if session else 0):
+                await reading.execute(text("SELECT * FROM t"))
+        for _ in range(0 if session else 1000):  # on the only one that is open
+            await engines.read(text("SELECT * FROM t"), {})
+        references = [one for one in gc.get_referents(connection) if isinstance(one, list)]
+        assert references, "sqlite3 keeps its references elsewhere"
+        assert max(map(len, references)) < 1000
+
+    run_with_all(file, test)
 
 
 def test_nothing_is_left_when_the_engines_are_disposed_of(file: Path, ticks: list[str]) -> None:

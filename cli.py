@@ -258,9 +258,9 @@ class Source:
     last_id: int  # when it had printed them all
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdin  # noqa: S101 (all three are pipes)
-        assert process.stdout  # noqa: S101
-        assert process.stderr  # noqa: S101
+        assert process.stdin  # noqa: S101 (for mypy: all three are pipes)
+        assert process.stdout  # noqa: S101 (for mypy)
+        assert process.stderr  # noqa: S101 (for mypy)
         self.orders, self.printed, self.said = process.stdin, process.stdout, process.stderr
 
     async def begin(self) -> None:

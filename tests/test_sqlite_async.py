@@ -39,7 +39,7 @@ COUNT = (
 )
 READ = text(f"SELECT max(i) FROM {COUNT}")  # noqa: S608 (it is the text above)
 WRITE = text(f"INSERT INTO t SELECT i FROM {COUNT}")  # noqa: S608 (it is the text above)
-T = Table("t", MetaData(), Column("i", Integer, primary_key=True))
+T = Table("t", MetaData(), Column("rowid", Integer, primary_key=True), Column("i", Integer))
 LONG = {"n": 2_000_000}
 ENDLESS = {"n": 30_000_000}  # ten seconds
 
@@ -574,7 +574,7 @@ def test_11_rows_that_come_during_a_commit_share_the_next_one(
 ) -> None:
     async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
         async def store(i: int) -> None:
-            await group.insert(insert_into(T), {"i": i})
+            assert await group.insert(insert_into(T), {"i": i}) == i + 1  # the rowid
             assert i in rows(file), "answered before it was on the disk"
 
         slow_commit.clear()

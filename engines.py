@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 import direct
 import sqlite_async
 from direct import Rows
-from pool import InOrderPool
+from pool import WAIT_MAX, InOrderPool
 
 # The pool prints a traceback for a connection that died while it was out, though whoever had it
 # has met the error and says so. Each pool's logger has the name of its module.
@@ -83,8 +83,8 @@ class Engines(NamedTuple):
 
 
 # A pool has no overflow connections, which would be opened and closed under load all the time; a
-# session that finds every connection taken waits for one, 5 seconds at most.
-POOL: dict[str, Any] = {"max_overflow": 0, "pool_timeout": 5, "hide_parameters": True}
+# session that finds every connection taken waits for one, ``WAIT_MAX`` at most.
+POOL: dict[str, Any] = {"max_overflow": 0, "pool_timeout": WAIT_MAX, "hide_parameters": True}
 # A statement that reads is a transaction by itself: there is nothing to begin and to end.
 AUTOCOMMIT = {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
 

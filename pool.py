@@ -1,6 +1,6 @@
-"""A pool of connections that serves those who wait in the order in which they came.
+"""Connections in turn: those who wait for one are served in the order in which they came.
 
-In asyncio's queue, and so in SQLAlchemy's pool, whoever asks at the right moment overtakes those
+In the pools of SQLAlchemy, PyMongo and redis-py, whoever asks at the right moment overtakes those
 who wait, and who was overtaken goes to the end of the queue: under load, some wait many times as
 long as the others.
 """
@@ -8,12 +8,16 @@ long as the others.
 import asyncio
 import time
 from collections import deque
-from typing import Any, cast
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.util import await_, greenlet_spawn
 from sqlalchemy.util.queue import AsyncAdaptedQueue, Empty
+
+WAIT_MAX = 5  # seconds for a connection
 
 
 class InOrder(AsyncAdaptedQueue[Any]):
@@ -93,3 +97,37 @@ class InOrderPool(AsyncAdaptedQueuePool):
 def is_closed(driver_connection: Any) -> bool:
     """Return whether the driver knows that the server has hung up; asyncpg does."""
     return hasattr(driver_connection, "is_closed") and driver_connection.is_closed()
+
+
+class Turned(Protocol):
+    """A store with as many turns as its pool has connections; asyncio gives them out in order."""
+
+    turn: asyncio.Semaphore
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+S = TypeVar("S", bound=Turned)
+
+
+def in_turn(
+    verb: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """Let a store's verb wait for a turn first, ``WAIT_MAX`` at most: it then finds a connection.
+
+    A verb that is waited for so must not use another one. Raises TimeoutError, and what it raises.
+    """
+
+    @wraps(verb)
+    async def wait(store: S, /, *args: P.args, **options: P.kwargs) -> T:
+        if store.turn.locked():
+            async with asyncio.timeout(WAIT_MAX):
+                await store.turn.acquire()
+        else:
+            await store.turn.acquire()  # at once
+        try:
+            return await verb(store, *args, **options)
+        finally:
+            store.turn.release()
+
+    return wait

@@ -43,6 +43,7 @@ from models import (
     stored_fields,
     utc_now,
 )
+from pool import in_turn
 from store import Code, EmailTaken, NotFound, StaleVersion
 
 Document = dict[str, Any]
@@ -57,52 +58,19 @@ NO_TRANSACTIONS = 20  # MongoDB's IllegalOperation: what a standalone server ans
 KEYS_LEFT_OUT = {"name_key": 0, "email_key": 0}  # what a client does not see is not fetched
 
 
-@cache
-def get_client() -> AsyncMongoClient[Document]:
-    """Return the client of ``DATABASE_URL``, and its pool; leave with one line if it is wrong.
-
-    Nothing is connected yet. A change is answered when most members have it in their journals.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # an option that PyMongo does not know
-            return AsyncMongoClient(
-                get_settings().database_url.get_secret_value(),
-                maxPoolSize=get_settings().pool_size,
-                connectTimeoutMS=3000,
-                # Of an operation as a whole: the search for a server, the wait for a connection,
-                # the retries. The search has a limit of its own only while the client is closed.
-                timeoutMS=4000,
-                serverSelectionTimeoutMS=3000,
-                # Else PyMongo, once a server has failed it, can wait 10 seconds for news of it.
-                serverMonitoringMode="poll",
-                w="majority",
-                journal=True,
-                tz_aware=True,
-            )
-    except UserWarning:
-        sys.exit("DATABASE_URL: PyMongo does not know an option after its ?, or not this value.")
-    except (PyMongoError, ValueError, OSError) as error:
-        sys.exit(
-            f"DATABASE_URL: not a URL of MongoDB's ({type(error).__name__}); write an @ in the"
-            " user name or the password as %40, a / as %2F: mongodb://user:password@host:27017/name"
-        )
-
-
-get_client()  # a wrong DATABASE_URL ends the app here, before it serves
-
-
 class MongoUserStore:
     """Users in the collection ``users``."""
 
     def __init__(self, client: AsyncMongoClient[Document]) -> None:
         self.client = client
+        self.turn = asyncio.Semaphore(get_settings().pool_size)
         database = client.get_default_database("roster")
         # What only reads goes where readPreference in the URL says; a change needs no replica.
         self.for_reading: AsyncCollection[Document] = database["users"]
         self.users = self.for_reading.with_options(read_preference=ReadPreference.PRIMARY)
         self.counters: AsyncCollection[Document] = database["counters"]
 
+    @in_turn
     async def add(self, new: UserCreate) -> UserRead:
         """Insert a document; the unique index says whether the address is free."""
         document = new_document(await self.take_ids(1), new)
@@ -112,6 +80,7 @@ class MongoUserStore:
             raise EmailTaken([("body", "email")]) from None
         return to_user(document)
 
+    @in_turn
     async def add_many(
         self, new: Sequence[UserCreate], skip_taken: bool
     ) -> tuple[list[UserRead], list[str]]:
@@ -151,6 +120,7 @@ class MongoUserStore:
         found = self.users.find({"email_key": {"$in": [*places]}}, {"email_key": 1, "_id": 0})
         return {places[document["email_key"]] async for document in found}
 
+    @in_turn
     async def get(self, user_id: int) -> UserRead:
         """Find a document by its primary key."""
         document = await self.for_reading.find_one({"_id": user_id}, KEYS_LEFT_OUT)
@@ -158,6 +128,7 @@ class MongoUserStore:
             raise NotFound
         return to_user(document)
 
+    @in_turn
     async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
         """Find by position, not by skip: the index leads to the first document of any page."""
         wanted = fits(query)
@@ -173,13 +144,19 @@ class MongoUserStore:
         order = ["name_key", "_id"] if by_name else ["_id"]
         found = self.for_reading.find(wanted, KEYS_LEFT_OUT)
         found = found.sort([(field, -1 if turned else 1) for field in order]).limit(limit)
-        # If the client of an export leaves, this is cancelled: PyMongo would lose an open socket.
-        return [to_user(document) for document in await asyncio.shield(found.to_list())]
+        # If the client of an export leaves, this is cancelled, and PyMongo would lose an open
+        # socket: it has to read on. If it fails then, asyncio is not to print its exception.
+        reading = asyncio.create_task(found.to_list())
+        reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.wait([reading])
+        return [to_user(document) for document in await reading]
 
+    @in_turn
     async def count(self, query: UserQuery) -> int:
         """Count documents; the more fit, the longer it takes."""
         return await self.for_reading.count_documents(fits(query))
 
+    @in_turn
     async def change(
         self, user_id: int, update: UserUpdate, if_match: Collection[int] | None
     ) -> UserRead:
@@ -201,12 +178,14 @@ class MongoUserStore:
             await self.say_why(user_id)
         return to_user(document)
 
+    @in_turn
     async def remove(self, user_id: int, if_match: Collection[int] | None) -> None:
         """Compare the version and delete, as one operation on the document."""
         result = await self.users.delete_one(with_version(user_id, if_match))
         if not result.deleted_count:
             await self.say_why(user_id)
 
+    @in_turn
     async def ping(self) -> None:
         """Find a document, with all fields, and the counter, which ``start`` makes last."""
         await self.for_reading.find_one({})
@@ -293,9 +272,45 @@ def fits(query: UserQuery) -> Document:
     return conditions
 
 
+@cache
+def make_store() -> MongoUserStore:
+    """Return the store of ``DATABASE_URL``, with its pool; leave with one line if it is wrong.
+
+    Nothing is connected yet. A change is answered when most members have it in their journals.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # an option that PyMongo does not know
+            client: AsyncMongoClient[Document] = AsyncMongoClient(
+                get_settings().database_url.get_secret_value(),
+                maxPoolSize=get_settings().pool_size,
+                connectTimeoutMS=3000,
+                # Of an operation as a whole: the search for a server, the wait for a connection,
+                # the retries. The search has a limit of its own only while the client is closed.
+                timeoutMS=4000,
+                serverSelectionTimeoutMS=3000,
+                # Else PyMongo, once a server has failed it, can wait 10 seconds for news of it.
+                serverMonitoringMode="poll",
+                w="majority",
+                journal=True,
+                tz_aware=True,
+            )
+            return MongoUserStore(client)
+    except UserWarning:
+        sys.exit("DATABASE_URL: PyMongo does not know an option after its ?, or not this value.")
+    except (PyMongoError, ValueError, OSError) as error:
+        sys.exit(
+            f"DATABASE_URL: not a URL of MongoDB's ({type(error).__name__}); write an @ in the"
+            " user name or the password as %40, a / as %2F: mongodb://user:password@host:27017/name"
+        )
+
+
+make_store()  # a wrong DATABASE_URL ends the app here, before it serves
+
+
 async def get_store() -> MongoUserStore:
-    """Return the store of a request. The client has a pool: each operation takes a connection."""
-    return MongoUserStore(get_client())
+    """Return the store: it takes a connection from the pool for each operation."""
+    return make_store()
 
 
 get_session_store = get_store
@@ -310,7 +325,7 @@ async def open_store() -> AsyncIterator[MongoUserStore]:
 def place() -> str:
     """Return the kind of the database and where it is."""
     url = urlsplit(get_settings().database_url.get_secret_value())
-    name = get_client().get_default_database("roster").name
+    name = make_store().users.database.name
     return f"MongoDB at {url.netloc.rpartition('@')[2]}, database {name}"
 
 
@@ -319,7 +334,7 @@ async def start() -> None:
 
     The counter comes last: without it nobody is added, so nobody before the unique index is there.
     """
-    store = MongoUserStore(get_client())
+    store = make_store()
     await store.users.create_index("email_key", unique=True)
     await store.users.create_index([("name_key", 1), ("_id", 1)])
     newest = await store.users.find_one({}, sort=[("_id", -1)])
@@ -334,4 +349,4 @@ async def start() -> None:
 
 async def stop() -> None:
     """Close the pool."""
-    await get_client().close()
+    await make_store().client.close()

@@ -20,16 +20,17 @@ Redis may refuse (memory full, a replica); it comes after everything that the sc
 refuse. Scripts use keys that are not among their arguments: no Redis Cluster.
 """
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from functools import cache
 from ssl import SSLCertVerificationError
 from typing import Any
 
 from pydantic import MISSING
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
@@ -52,6 +53,7 @@ from models import (
     stored_fields,
     utc_now,
 )
+from pool import in_turn
 from store import Code, EmailTaken, NotFound, StaleVersion
 
 DRIVER_ERRORS: tuple[type[Exception], ...] = (RedisError,)
@@ -193,6 +195,7 @@ class RedisUserStore:
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
+        self.turn = asyncio.Semaphore(redis.connection_pool.max_connections)
 
     async def add(self, new: UserCreate) -> UserRead:
         """Add a list of one."""
@@ -201,6 +204,7 @@ class RedisUserStore:
         except EmailTaken:
             raise EmailTaken([("body", "email")]) from None
 
+    @in_turn
     async def add_many(
         self, new: Sequence[UserCreate], skip_taken: bool
     ) -> tuple[list[UserRead], list[str]]:
@@ -219,6 +223,7 @@ class RedisUserStore:
             for user_id, user in zip(ids, stored, strict=True)
         ], [new[i].email for i in taken]
 
+    @in_turn
     async def get(self, user_id: int) -> UserRead:
         """Read a hash."""
         row = await reading(self.redis.hmget, f"roster:user:{user_id:019}", FIELDS)
@@ -226,6 +231,7 @@ class RedisUserStore:
             raise NotFound
         return to_user(row)
 
+    @in_turn
     async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
         """Read a range of a sorted set and the hashes of its members, in one script.
 
@@ -272,6 +278,7 @@ class RedisUserStore:
         users = [to_user(row) for row in rows]
         return [user for user in users if fold(user.name).startswith(fold(query.name))]
 
+    @in_turn
     async def count(self, query: UserQuery) -> int:
         """Count by the positions of the first and the last, which Redis knows."""
         if query.email is not MISSING:
@@ -280,6 +287,7 @@ class RedisUserStore:
         ends = b"[" + prefix, b"[" + prefix + b"\xff"
         return int(await reading(self.redis.zlexcount, "roster:by_name", *ends))
 
+    @in_turn
     async def change(
         self, user_id: int, update: UserUpdate, if_match: Collection[int] | None
     ) -> UserRead:
@@ -290,6 +298,7 @@ class RedisUserStore:
         pairs = [text for pair in fields.items() for text in pair]
         return to_user(await self.run_on(CHANGE, user_id, if_match, *pairs))
 
+    @in_turn
     async def remove(self, user_id: int, if_match: Collection[int] | None) -> None:
         """Let the script compare the version, and delete."""
         await self.run_on(REMOVE, user_id, if_match)
@@ -355,11 +364,8 @@ async def reading(ask: Callable[..., Awaitable[Any]], *args: Any) -> Any:
 
     A change may not. If its connection breaks, nobody knows whether it was done.
     """
-    try:
+    with suppress(RedisConnectionError):
         return await ask(*args)
-    except RedisConnectionError as error:
-        if isinstance(error.__cause__, TimeoutError):  # no connection was free for five seconds
-            raise
     return await ask(*args)
 
 
@@ -380,7 +386,6 @@ def make_store() -> RedisUserStore:
     options: dict[str, Any] = {
         "decode_responses": True,
         "max_connections": get_settings().pool_size,
-        "timeout": 5,
         "socket_timeout": 3,
         "socket_connect_timeout": 3,
         "health_check_interval": 30,
@@ -389,27 +394,23 @@ def make_store() -> RedisUserStore:
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
     text = url.difference_update_query(SENTINEL_OPTIONS).render_as_string(hide_password=False)
-    pool: BlockingConnectionPool
+    pool: ConnectionPool
     try:
         if url.drivername.endswith("+sentinel"):
             options |= ask_sentinel(url)
-            pool = SentinelPool.from_url(text.replace("+sentinel", "", 1), **options)
+            pool = SentinelConnectionPool.from_url(text.replace("+sentinel", "", 1), **options)
         else:
-            pool = BlockingConnectionPool.from_url(text, **options)
+            pool = ConnectionPool.from_url(text, **options)
     except (TypeError, ValueError) as error:
         sys.exit(f"DATABASE_URL: an option after its ? is wrong ({type(error).__name__}).")
     return RedisUserStore(Redis(connection_pool=pool))
-
-
-class SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
-    """A pool that asks Sentinel which server is the master, for each new connection."""
 
 
 SENTINEL_OPTIONS = ("host", "service", "sentinel_username", "sentinel_password")
 
 
 def ask_sentinel(url: URL) -> dict[str, Any]:
-    """Return what a ``SentinelPool`` needs besides; leave with one line if the URL lacks it.
+    """Return what a pool for Sentinel needs besides; leave with one line if the URL lacks it.
 
     ``redis+sentinel://user:password@host1:26379,host2:26379/0?service=mymaster`` has the Sentinels'
     hosts, but the user and the password of the servers that they watch.
@@ -472,5 +473,5 @@ async def stop() -> None:
     """Close the pool."""
     pool = make_store().redis.connection_pool
     await pool.disconnect()
-    if isinstance(pool, SentinelPool):
+    if isinstance(pool, SentinelConnectionPool):
         await pool.sentinel_manager.aclose()

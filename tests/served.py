@@ -21,7 +21,7 @@ def checked_out() -> int:
     """Return how many connections are in use."""
     match backend.__name__:
         case "store_mongo":
-            servers = backend.get_client()._topology._servers.values()
+            servers = backend.make_store().client._topology._servers.values()
             return sum(server.pool.active_sockets for server in servers)
         case "store_redis":
             return len(backend.make_store().redis.connection_pool._in_use_connections)

@@ -1,6 +1,7 @@
 """What is MongoDB's alone: a standalone server, and PyMongo's errors."""
 
 import asyncio
+import gc
 import time
 from pathlib import Path
 from typing import Any
@@ -95,14 +96,14 @@ def test_list_that_waits_for_another_transaction_is_503_in_time(
 
 
 @on_mongodb
-def test_reading_that_is_cancelled_loses_no_socket(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+def test_reading_that_is_cancelled_loses_no_socket_and_may_fail_unseen(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", database.url)
     db.get_settings.cache_clear()
     import store_mongo
 
-    store_mongo.get_client.cache_clear()
+    store_mongo.make_store.cache_clear()
 
     async def read_and_leave() -> None:
         await store_mongo.start()
@@ -113,11 +114,18 @@ def test_reading_that_is_cancelled_loses_no_socket(
             for task in reading:
                 task.cancel()
             await asyncio.wait(reading)
+        too_many = asyncio.create_task(store.page(UserQuery(), 2**70))
+        await asyncio.sleep(0)
+        too_many.cancel()
+        await asyncio.wait([too_many])
+        assert too_many.cancelled()
         await store.ping()
+        gc.collect()  # asyncio says then what nobody has looked at
         await store_mongo.stop()
 
     asyncio.run(read_and_leave())  # a socket that is lost warns, and warnings are errors here
-    store_mongo.get_client.cache_clear()
+    assert not caplog.messages
+    store_mongo.make_store.cache_clear()
     db.get_settings.cache_clear()
 
 
@@ -149,7 +157,7 @@ def test_get_and_a_page_take_one_round_trip_and_create_two(
         db.get_settings.cache_clear()
         import store_mongo
 
-        store_mongo.get_client.cache_clear()
+        store_mongo.make_store.cache_clear()
 
         async def use() -> None:
             await store_mongo.start()
@@ -166,7 +174,7 @@ def test_get_and_a_page_take_one_round_trip_and_create_two(
             asyncio.run(use())
         finally:
             monitoring._LISTENERS.command_listeners.remove(asked)
-    store_mongo.get_client.cache_clear()
+    store_mongo.make_store.cache_clear()
     db.get_settings.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""The pool serves in the order of asking, and loses no connection."""
+"""Who waits for a connection is served in the order of asking, and no connection is lost."""
 
 import asyncio
 import time
@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from databases import Database
 from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_, greenlet_spawn
 
+import db
+import pool
 import sqlite_async  # registers sqlite+loop
-from pool import InOrderPool
+from models import UserCreate
+from pool import InOrderPool, in_turn
+from store import choose_backend
 
 
 def run(file: Path, test: Callable[[AsyncEngine], Awaitable[None]]) -> None:
@@ -154,3 +159,72 @@ def test_who_is_cancelled_keeps_no_connection(tmp_path: Path, handed_over: bool)
         await ask()
 
     run(tmp_path / "a.db", test)
+
+
+class Place:
+    """Something of which one at a time may make use."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Semaphore(1)
+        self.served: list[int] = []
+
+    @in_turn
+    async def use(self, i: int) -> None:
+        """Note who does."""
+        self.served.append(i)
+        await asyncio.sleep(0.001)
+
+
+def test_who_leaves_or_waits_too_long_takes_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "WAIT_MAX", 0.05)
+    place = Place()
+
+    async def test() -> None:
+        async with place.turn:
+            with pytest.raises(TimeoutError):
+                await place.use(0)
+            leaving = asyncio.create_task(place.use(1))
+            await asyncio.sleep(0.001)
+            leaving.cancel()
+            staying = asyncio.create_task(place.use(2))
+        await staying
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        leaving = asyncio.create_task(place.use(3))
+        await asyncio.sleep(0)
+        leaving.cancel()  # in the middle
+        await place.use(4)
+
+    asyncio.run(test())
+    assert place.served == [2, 3, 4]
+
+
+@pytest.mark.parametrize("database", ["mongodb", "redis"], indirect=True)
+def test_nobody_is_overtaken_on_the_way_to_a_server(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POOL_SIZE", "2")
+    with database.new() as url:
+        monkeypatch.setenv("DATABASE_URL", url)
+        db.get_settings.cache_clear()
+        backend: Any = choose_backend(url)
+        backend.make_store.cache_clear()
+        done = dict.fromkeys(range(20), 0)
+
+        async def test() -> None:
+            await backend.start()
+            store = await backend.get_store()
+            user = await store.add(UserCreate(name="Ada", email="ada@example.com"))
+
+            async def ask(i: int) -> None:
+                while max(done.values()) < 20:
+                    await store.get(user.id)
+                    done[i] += 1
+
+            await asyncio.gather(*(ask(i) for i in done))
+            await backend.stop()
+
+        asyncio.run(asyncio.wait_for(test(), 30))
+        backend.make_store.cache_clear()
+    db.get_settings.cache_clear()
+    assert min(done.values()) >= 18

@@ -250,7 +250,7 @@ def test_copy_from_a_database_that_is_away_changes_nothing(tmp_path: Path) -> No
 # import
 
 
-@pytest.mark.parametrize("database", quick_on(BACKENDS, "sqlite", "mongodb"), indirect=True)
+@pytest.mark.parametrize("database", quick_on(BACKENDS, "sqlite"), indirect=True)
 def test_import_stores_the_valid_and_lists_the_others_and_all_are_exported(
     client: httpx.Client, database: Database
 ) -> None:
@@ -341,6 +341,7 @@ def test_nothing_of_a_file_that_is_no_list_is_stored(tmp_path: Path) -> None:
     assert not (tmp_path / "roster.db").exists()
 
 
+@full
 def test_list_is_imported_and_exported_in_constant_memory(tmp_path: Path) -> None:
     def peak(*arguments: object, count: int) -> int:
         url = f"sqlite:///{tmp_path}/{count}.db"

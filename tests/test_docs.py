@@ -148,6 +148,7 @@ asyncio.run(main())
 """
 
 
+@full
 def test_recipe_for_a_table_works(copy: Path) -> None:
     if (ROOT / "tasks.py").exists():
         pytest.skip("somebody has followed it here")

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import ROOT, serve
-from databases import Database
+from conftest import ROOT, quick_on, serve
+from databases import BACKENDS, Database
 
 EXAMPLES = 5
 TOKEN = "schemathesis" * 2
 
 
+@pytest.mark.parametrize("database", quick_on(BACKENDS, "sqlite", "redis"), indirect=True)
 def test_schemathesis_finds_nothing(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

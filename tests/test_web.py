@@ -16,8 +16,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Server, free_port, missing, serve, tested, wait_until
-from databases import Database
+from conftest import Server, free_port, missing, quick_on, serve, tested, wait_until
+from databases import BACKENDS, Database
 from playwright.sync_api import (
     Browser,
     BrowserContext,
@@ -985,6 +985,7 @@ def test_nothing_moves_for_who_wants_it_so(
 # On every database
 
 
+@pytest.mark.parametrize("database", quick_on(BACKENDS, "sqlite"), indirect=True)
 def test_walk_through_the_page(
     client: httpx.Client, server: Server, new_page: Callable[..., Page]
 ) -> None:

@@ -23,8 +23,8 @@ Figures = Callable[[str, object], None]
 
 
 def on(*backends: str) -> pytest.MarkDecorator:
-    """Run a test on servers of its own, which it may break; make test, on the first two of them."""
-    return pytest.mark.parametrize("own_database", quick_on(backends, *backends[:2]), indirect=True)
+    """Run a test on servers of its own, which it may break; make test, on the first of them."""
+    return pytest.mark.parametrize("own_database", quick_on(backends, backends[0]), indirect=True)
 
 
 class Load:

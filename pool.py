@@ -115,7 +115,8 @@ def in_turn(
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
     """Let a store's verb wait for a turn first, ``WAIT_MAX`` at most: it then finds a connection.
 
-    A verb that is waited for so must not use another one. Raises TimeoutError, and what it raises.
+    Every verb that asks the server has to, and none may call another one, for which it might wait
+    for ever. Raises TimeoutError, and what the verb raises.
     """
 
     @wraps(verb)

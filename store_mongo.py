@@ -145,7 +145,8 @@ class MongoUserStore:
         found = self.for_reading.find(wanted, KEYS_LEFT_OUT)
         found = found.sort([(field, -1 if turned else 1) for field in order]).limit(limit)
         # If the client of an export leaves, this is cancelled, and PyMongo would lose an open
-        # socket: it has to read on. If it fails then, asyncio is not to print its exception.
+        # socket: it has to read on, though our turn is over. If it fails then, asyncio is not to
+        # print its exception.
         reading = asyncio.create_task(found.to_list())
         reading.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.wait([reading])
@@ -192,6 +193,7 @@ class MongoUserStore:
         if await self.counters.find_one({"_id": "users"}) is None:
             raise AutoReconnect("not set up yet")  # it was away when the app started
 
+    @in_turn
     async def restore(self, users: Sequence[UserRead]) -> None:
         """Insert documents in this order, up to the first one that is refused."""
         documents = []
@@ -204,11 +206,13 @@ class MongoUserStore:
             conflict = classify(error, driver_code(error)) is Fault.CONFLICT
             raise (EmailTaken([]) if conflict else error) from None
 
+    @in_turn
     async def last_id(self) -> int:
         """Find the counter."""
         counter = await self.counters.find_one({"_id": "users"})
         return int(counter["last"]) if counter else 0
 
+    @in_turn
     async def set_last_id(self, last_id: int) -> None:
         """Set the counter."""
         await self.counters.update_one({"_id": "users"}, {"$set": {"last": Int64(last_id)}})
@@ -285,8 +289,8 @@ def make_store() -> MongoUserStore:
                 get_settings().database_url.get_secret_value(),
                 maxPoolSize=get_settings().pool_size,
                 connectTimeoutMS=3000,
-                # Of an operation as a whole: the search for a server, the wait for a connection,
-                # the retries. The search has a limit of its own only while the client is closed.
+                # Of an operation as a whole: the search for a server, the retries. The search has a
+                # limit of its own only while the client is closed.
                 timeoutMS=4000,
                 serverSelectionTimeoutMS=3000,
                 # Else PyMongo, once a server has failed it, can wait 10 seconds for news of it.

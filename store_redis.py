@@ -307,6 +307,7 @@ class RedisUserStore:
         """Read the first user by name."""
         await self.page(UserQuery(sort="name"), 1)
 
+    @in_turn
     async def restore(self, users: Sequence[UserRead]) -> None:
         """Let the script look whether nobody is there, and store them."""
         args: list[Any] = []
@@ -320,10 +321,12 @@ class RedisUserStore:
         if await self.run(RESTORE, *args):
             raise EmailTaken([])
 
+    @in_turn
     async def last_id(self) -> int:
         """Read the counter."""
         return int(await reading(self.redis.get, "roster:last_id") or 0)
 
+    @in_turn
     async def set_last_id(self, last_id: int) -> None:
         """Set the counter."""
         await self.redis.set("roster:last_id", last_id)
@@ -460,7 +463,8 @@ async def start() -> None:
     store = make_store()
     await store.ping()
     try:
-        info = await store.redis.info()
+        async with store.turn:
+            info = await store.redis.info()
     except ResponseError:  # not everybody may ask
         info = {}
     if not info.get("aof_enabled") or info.get("maxmemory_policy") != "noeviction":

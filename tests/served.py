@@ -35,10 +35,11 @@ async def wipe() -> None:
         case "store_mongo":
             await (await backend.get_store()).users.delete_many({})
         case "store_redis":
-            redis = backend.make_store().redis
-            users = [f"user:{user_id}" for user_id in await redis.zrange("roster:by_id", 0, -1)]
-            keys = ("emails", "by_id", "by_name", *users)
-            await redis.delete(*(f"roster:{key}" for key in keys))
+            store = backend.make_store()
+            async with store.turn:
+                ids = await store.redis.zrange("roster:by_id", 0, -1)
+                keys = ("emails", "by_id", "by_name", *(f"user:{user_id}" for user_id in ids))
+                await store.redis.delete(*(f"roster:{key}" for key in keys))
         case _:
             async with open_session() as session:
                 await session.exec(delete(User))

@@ -13,6 +13,7 @@ from conftest import serve
 from databases import Database, standalone_mongodb
 from pymongo import MongoClient, monitoring
 from pymongo import errors as pymongo
+from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.collection import Collection
 from test_contract import add, read_all
 
@@ -105,6 +106,10 @@ def test_reading_that_is_cancelled_loses_no_socket_and_may_fail_unseen(
 
     store_mongo.make_store.cache_clear()
 
+    async def fail_later(_: Any) -> None:
+        await asyncio.sleep(0.01)
+        raise pymongo.AutoReconnect("gone")
+
     async def read_and_leave() -> None:
         await store_mongo.start()
         store = await store_mongo.get_store()
@@ -114,13 +119,15 @@ def test_reading_that_is_cancelled_loses_no_socket_and_may_fail_unseen(
             for task in reading:
                 task.cancel()
             await asyncio.wait(reading)
-        too_many = asyncio.create_task(store.page(UserQuery(), 2**70))
+        monkeypatch.setattr(AsyncCursor, "to_list", fail_later)
+        failing = asyncio.create_task(store.page(UserQuery(), 5))
         await asyncio.sleep(0)
-        too_many.cancel()
-        await asyncio.wait([too_many])
-        assert too_many.cancelled()
-        await store.ping()
+        failing.cancel()
+        await asyncio.wait([failing])
+        assert failing.cancelled()
+        await asyncio.sleep(0.02)
         gc.collect()  # asyncio says then what nobody has looked at
+        await store.ping()
         await store_mongo.stop()
 
     asyncio.run(read_and_leave())  # a socket that is lost warns, and warnings are errors here

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from sqlalchemy.util import await_, greenlet_spawn
 import db
 import pool
 import sqlite_async  # registers sqlite+loop
-from models import UserCreate
+from models import UserCreate, UserQuery, UserRead, utc_now
 from pool import InOrderPool, in_turn
+from start import start
 from store import choose_backend
 
 
@@ -199,32 +200,67 @@ def test_who_leaves_or_waits_too_long_takes_no_turn(monkeypatch: pytest.MonkeyPa
     assert place.served == [2, 3, 4]
 
 
-@pytest.mark.parametrize("database", ["mongodb", "redis"], indirect=True)
-def test_nobody_is_overtaken_on_the_way_to_a_server(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+on_servers = pytest.mark.parametrize("database", ["mongodb", "redis"], indirect=True)
+
+
+@pytest.fixture
+def backend(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Yield a backend that has two connections to an empty database."""
     monkeypatch.setenv("POOL_SIZE", "2")
     with database.new() as url:
         monkeypatch.setenv("DATABASE_URL", url)
         db.get_settings.cache_clear()
         backend: Any = choose_backend(url)
         backend.make_store.cache_clear()
-        done = dict.fromkeys(range(20), 0)
-
-        async def test() -> None:
-            await backend.start()
-            store = await backend.get_store()
-            user = await store.add(UserCreate(name="Ada", email="ada@example.com"))
-
-            async def ask(i: int) -> None:
-                while max(done.values()) < 20:
-                    await store.get(user.id)
-                    done[i] += 1
-
-            await asyncio.gather(*(ask(i) for i in done))
-            await backend.stop()
-
-        asyncio.run(asyncio.wait_for(test(), 30))
+        yield backend
         backend.make_store.cache_clear()
     db.get_settings.cache_clear()
+
+
+@on_servers
+def test_nobody_is_overtaken_on_the_way_to_a_server(backend: Any) -> None:
+    done = dict.fromkeys(range(20), 0)
+
+    async def test() -> None:
+        await start(backend)
+        store = await backend.get_store()
+        user = await store.add(UserCreate(name="Ada", email="ada@example.com"))
+
+        async def ask(i: int) -> None:
+            while max(done.values()) < 20:
+                await store.get(user.id)
+                done[i] += 1
+
+        await asyncio.gather(*(ask(i) for i in done))
+        await backend.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 30))
     assert min(done.values()) >= 18
+
+
+@on_servers
+def test_start_waits_its_turn_when_the_app_serves_already(backend: Any) -> None:
+    async def test() -> None:
+        await start(backend)
+        store = await backend.get_store()
+
+        started = asyncio.Event()
+
+        async def ask() -> None:
+            while not started.is_set():
+                await store.page(UserQuery(), 5)
+
+        serving = asyncio.gather(*(ask() for _ in range(10)))
+        try:
+            for _ in range(5):  # as after an outage
+                await start(backend)
+            new: dict[str, Any] = {"name": "Ada", "email": "ada@example.com", "version": 1}
+            now = utc_now()
+            await store.restore([UserRead(id=1, **new, created_at=now, updated_at=now)])
+            await store.set_last_id(1)
+        finally:
+            started.set()
+            await serving
+        await backend.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 30))

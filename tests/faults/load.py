@@ -23,8 +23,9 @@ Figures = Callable[[str, object], None]
 
 
 def on(*backends: str) -> pytest.MarkDecorator:
-    """Run a test on servers of its own, which it may break; make test, on the first of them."""
-    return pytest.mark.parametrize("own_database", quick_on(backends, backends[0]), indirect=True)
+    """Run a test on servers of its own, which it may break; make test, on the quickest of them."""
+    quick = backends[0], "redis"
+    return pytest.mark.parametrize("own_database", quick_on(backends, *quick), indirect=True)
 
 
 class Load:

@@ -52,7 +52,7 @@ def statuses(responses: list[httpx.Response]) -> dict[int, int]:
     return {status: found.count(status) for status in sorted(set(found))}
 
 
-@pytest.mark.parametrize("seed", quick_on(range(20), 0, 1, 2))
+@pytest.mark.parametrize("seed", quick_on(range(20), 0))
 def test_of_50_rivals_for_one_email_one_wins(
     client: httpx.Client, server: Server, seed: int
 ) -> None:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from importlib.metadata import version
@@ -165,7 +165,11 @@ class Server:
 
 def seconds(processes: list[Any]) -> float:
     """Return for how long processes have computed."""
-    return sum(sum(process.cpu_times()[:2]) for process in processes)
+    computed = 0.0
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # PostgreSQL's autovacuum comes and goes
+            computed += sum(process.cpu_times()[:2])
+    return computed
 
 
 @contextmanager

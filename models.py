@@ -129,9 +129,10 @@ Sort = Literal["id", "-id", "name", "-name"]
 
 
 class Schema(SQLModel):
-    """What comes in or goes out, and is no table: a SQLModel that pydantic alone makes.
+    """What comes in or goes out: a SQLModel that pydantic alone makes.
 
-    SQLModel's own methods do the same in Python; a page of 100 users took twice as long to make.
+    SQLModel's own methods do the same in Python; a page of 100 users took twice as long to make. A
+    table needs them.
     """
 
     if not TYPE_CHECKING:
@@ -182,7 +183,7 @@ user_list = TypeAdapter(list[UserRead])
 class Millis(UTCDateTime):
     """SQLModel's UTC datetime, with milliseconds on MySQL and MariaDB too (their default: none).
 
-    Values are converted in one step: SQLModel's own steps took longer than the query.
+    What is read is converted in one step: SQLModel's own steps took longer than the query.
     """
 
     cache_ok = True

@@ -164,11 +164,11 @@ class Server:
 
 
 def seconds(processes: list[Any]) -> float:
-    """Return for how long processes have computed."""
+    """Return for how long processes have computed, with those that they started and that ended."""
     computed = 0.0
     for process in processes:
         with suppress(psutil.NoSuchProcess):  # PostgreSQL's autovacuum comes and goes
-            computed += sum(process.cpu_times()[:2])
+            computed += sum(process.cpu_times()[:4])
     return computed
 
 

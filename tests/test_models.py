@@ -19,6 +19,7 @@ from models import (
     PLAIN_EMAIL,
     Cursor,
     Millis,
+    Schema,
     UserQuery,
     fold,
     normal_email,
@@ -104,3 +105,8 @@ def test_sqlite_is_given_no_time_without_its_zone() -> None:
     assert convert(None) is None
     with pytest.raises(ValueError, match="timezone"):
         convert(datetime(2026, 1, 1))
+
+
+@pytest.mark.parametrize("kind", Schema.__subclasses__())
+def test_what_comes_in_or_goes_out_is_made_by_pydantic_alone(kind: type[Schema]) -> None:
+    assert not kind.__pydantic_custom_init__

@@ -1,6 +1,7 @@
 """Who waits for a connection is served in the order of asking, and no connection is lost."""
 
 import asyncio
+import inspect
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ import sqlite_async  # registers sqlite+loop
 from models import UserCreate, UserQuery, UserRead, utc_now
 from pool import InOrderPool, in_turn
 from start import start
-from store import choose_backend
+from store import UserStore, choose_backend
 
 
 def run(file: Path, test: Callable[[AsyncEngine], Awaitable[None]]) -> None:
@@ -239,6 +240,18 @@ def test_nobody_is_overtaken_on_the_way_to_a_server(backend: Any) -> None:
 
 
 @on_servers
+def test_every_verb_waits_its_turn(backend: Any) -> None:
+    verbs = {name for name, verb in vars(UserStore).items() if inspect.iscoroutinefunction(verb)}
+    assert len(verbs) == 11
+    others = {
+        name for name in verbs if not hasattr(getattr(backend.make_store(), name), "__wrapped__")
+    }
+    # These call another one.
+    assert others == ({"add", "ping"} if backend.__name__ == "store_redis" else set())
+
+
+# PyMongo's own pool would wait.
+@pytest.mark.parametrize("database", ["redis"], indirect=True)
 def test_start_waits_its_turn_when_the_app_serves_already(backend: Any) -> None:
     async def test() -> None:
         await start(backend)

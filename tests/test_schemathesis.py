@@ -14,7 +14,7 @@ EXAMPLES = 5
 TOKEN = "schemathesis" * 2
 
 
-@pytest.mark.parametrize("database", quick_on(BACKENDS, "sqlite", "redis"), indirect=True)
+@pytest.mark.parametrize("database", quick_on(BACKENDS, "sqlite"), indirect=True)
 def test_schemathesis_finds_nothing(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Literal
 
-gc.disable()  # else it looks through all that is imported here, again and again
+gc.disable()  # or the garbage collector looks, many times, through all that is imported here
 from fastapi import Body, Depends, FastAPI, Header, Path, Query, Request, Response, status
 from fastapi.responses import StreamingResponse
 from fastapi_offline import FastAPIOffline
@@ -31,7 +31,7 @@ from store import UserStore, choose_backend, read_page
 from strict import StrictRoute
 
 backend = choose_backend(get_settings().database_url.get_secret_value())
-gc.freeze()
+gc.freeze()  # nor is it to look there later
 gc.enable()
 StoreDep = Annotated[UserStore, Depends(backend.get_store)]
 # For verbs that take several statements: these share a session, and are done all or not at all.

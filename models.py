@@ -252,7 +252,7 @@ class User(SQLModel, table=True):
 
 def index_keys(data: UserCreate | UserUpdate) -> dict[str, str]:
     """Return ``name_key`` and ``email_key`` of those of the two fields that are present."""
-    return {f"{field}_key": fold(text) for field, text in data.model_dump().items()}
+    return {f"{field}_key": fold(text) for field, text in data if text is not MISSING}
 
 
 def stored_fields(user: UserRead) -> dict[str, Any]:

@@ -296,8 +296,7 @@ def new_row(new: UserCreate) -> dict[str, Any]:
     """Return the values of a new user's columns; the database gives the id."""
     now = utc_now()
     times = {"created_at": now, "updated_at": now}
-    keys = {"name_key": fold(new.name), "email_key": fold(new.email)}
-    return {"name": new.name, "email": new.email, **times, "version": 1, **keys}
+    return {"name": new.name, "email": new.email, **times, "version": 1, **index_keys(new)}
 
 
 def to_users(rows: Iterable[Sequence[Any]]) -> list[UserRead]:

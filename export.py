@@ -28,7 +28,7 @@ async def read_pages(store: UserStore) -> AsyncIterator[list[UserRead]]:
     query = UserQuery(limit=200)
     while True:
         page = await read_page(store, query)
-        yield page.items
+        yield user_list.validate_python(page.items)
         if page.next is None:
             return
         query = UserQuery(limit=200, cursor=page.next)

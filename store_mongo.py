@@ -37,6 +37,7 @@ from models import (
     UserCreate,
     UserQuery,
     UserRead,
+    UserRow,
     UserUpdate,
     fold,
     index_keys,
@@ -55,7 +56,8 @@ DRIVER_ERRORS: tuple[type[Exception], ...] = (
     UnicodeEncodeError,
 )
 NO_TRANSACTIONS = 20  # MongoDB's IllegalOperation: what a standalone server answers to one
-KEYS_LEFT_OUT = {"name_key": 0, "email_key": 0}  # what a client does not see is not fetched
+FIELDS = tuple(field for field in UserRead.model_fields if field != "id")  # which is _id here
+SEEN = dict.fromkeys(FIELDS, 1)  # what a client sees, and nothing else, is fetched
 
 
 class MongoUserStore:
@@ -123,13 +125,13 @@ class MongoUserStore:
     @in_turn
     async def get(self, user_id: int) -> UserRead:
         """Find a document by its primary key."""
-        document = await self.for_reading.find_one({"_id": user_id}, KEYS_LEFT_OUT)
+        document = await self.for_reading.find_one({"_id": user_id}, SEEN)
         if document is None:
             raise NotFound
         return to_user(document)
 
     @in_turn
-    async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
+    async def page(self, query: UserQuery, limit: int) -> list[UserRow]:
         """Find by position, not by skip: the index leads to the first document of any page."""
         wanted = fits(query)
         turned, by_name = query.sort.startswith("-"), query.sort.endswith("name")
@@ -142,7 +144,7 @@ class MongoUserStore:
         elif after:
             wanted["_id"] = {past: after.id}
         order = ["name_key", "_id"] if by_name else ["_id"]
-        found = self.for_reading.find(wanted, KEYS_LEFT_OUT)
+        found = self.for_reading.find(wanted, SEEN)
         found = found.sort([(field, -1 if turned else 1) for field in order]).limit(limit)
         # If the client of an export leaves, this is cancelled, and PyMongo would lose an open
         # socket: it has to read on, though our turn is over. If it fails then, asyncio is not to
@@ -150,7 +152,7 @@ class MongoUserStore:
         reading = asyncio.create_task(found.to_list())
         reading.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.wait([reading])
-        return [to_user(document) for document in await reading]
+        return [to_row(document) for document in await reading]
 
     @in_turn
     async def count(self, query: UserQuery) -> int:
@@ -168,13 +170,13 @@ class MongoUserStore:
                 document = await self.users.find_one_and_update(
                     with_version(user_id, if_match),
                     {"$set": fields, "$inc": {"version": 1}},
-                    KEYS_LEFT_OUT,
+                    SEEN,
                     return_document=ReturnDocument.AFTER,
                 )
             except DuplicateKeyError:
                 raise EmailTaken([("body", "email")]) from None
         else:
-            document = await self.users.find_one(with_version(user_id, if_match), KEYS_LEFT_OUT)
+            document = await self.users.find_one(with_version(user_id, if_match), SEEN)
         if document is None:
             await self.say_why(user_id)
         return to_user(document)
@@ -254,9 +256,14 @@ def new_document(user_id: int, new: UserCreate) -> Document:
     return {"_id": Int64(user_id), **new.model_dump(), **times, "version": 1, **index_keys(new)}
 
 
+def to_row(document: Document) -> UserRow:
+    """Return a document's fields as a client sees them."""
+    return {"id": document["_id"], **{field: document[field] for field in FIELDS}}
+
+
 def to_user(document: Document) -> UserRead:
     """Return a document as a client sees it."""
-    return UserRead(id=document["_id"], **document)
+    return UserRead.model_validate(to_row(document))
 
 
 def with_version(user_id: int, if_match: Collection[int] | None) -> Document:

@@ -43,10 +43,10 @@ from db import database_url, get_settings
 from engines import hosts
 from errors import logger
 from models import (
-    Cursor,
     UserCreate,
     UserQuery,
     UserRead,
+    UserRow,
     UserUpdate,
     fold,
     index_keys,
@@ -58,6 +58,12 @@ from store import Code, EmailTaken, NotFound, StaleVersion
 
 DRIVER_ERRORS: tuple[type[Exception], ...] = (RedisError,)
 FIELDS = tuple(UserRead.model_fields)
+FROM_TEXT: dict[str, Callable[[str], Any]] = {
+    "id": int,
+    "created_at": datetime.fromisoformat,
+    "updated_at": datetime.fromisoformat,
+    "version": int,
+}
 STORED = (*FIELDS, "name_key", "email_key")
 
 # The beginning of every script.
@@ -232,51 +238,52 @@ class RedisUserStore:
         return to_user(row)
 
     @in_turn
-    async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
+    async def page(self, query: UserQuery, limit: int) -> list[UserRow]:
         """Read a range of a sorted set and the hashes of its members, in one script.
 
         In two steps, somebody could be renamed in between, and the next page begin elsewhere.
         """
         down, by_name = query.sort.startswith("-"), query.sort.endswith("name")
 
-        def member(of: UserRead | Cursor) -> bytes:
-            return f"{fold(of.name)}\0{of.id:019}".encode() if by_name else b"%019d" % of.id
+        def member(user_id: int, name: str) -> bytes:
+            return f"{fold(name)}\0{user_id:019}".encode() if by_name else b"%019d" % user_id
 
         prefix = fold(query.name).encode()
         # 0xff is in no UTF-8: what begins with the prefix is before this.
         low, high = (prefix, prefix + b"\xff") if by_name else (b"0" * 19, b"9" * 19)
         if query.after and down:
-            high = min(high, member(query.after))
+            high = min(high, member(query.after.id, query.after.name))
         elif query.after:
-            low = max(low, member(query.after))
+            low = max(low, member(query.after.id, query.after.name))
         if query.email is not MISSING:
-            return [user for user in await self.holder(query) if low < member(user) < high]
+            rows = await self.holder(query)
+            return [row for row in rows if low < member(row["id"], row["name"]) < high]
         if query.name and not by_name:
             return await self.matches_by_id(prefix, low, high, down, limit)
         ends = [b"(" + low, b"(" + high, "BYLEX"]
         if down:
             ends = [b"(" + high, b"(" + low, "BYLEX", "REV"]
         args = ("roster:by_name" if by_name else "roster:by_id", *ends, "LIMIT", 0, limit)
-        return [to_user(row) for row in await reading(self.run, PAGE, *args)]
+        return [to_row(texts) for texts in await reading(self.run, PAGE, *args)]
 
     async def matches_by_id(
         self, prefix: bytes, low: bytes, high: bytes, down: bool, limit: int
-    ) -> list[UserRead]:
+    ) -> list[UserRow]:
         """Let the script look until there are enough."""
-        users: list[UserRead] = []
+        rows: list[UserRow] = []
         rest: Any = True
-        while rest and len(users) < limit:
-            args = (prefix, low, high, "-" if down else "+", limit - len(users))
-            rows, rest = await reading(self.run, MATCHES_BY_ID, *args)
-            users += map(to_user, rows)
+        while rest and len(rows) < limit:
+            args = (prefix, low, high, "-" if down else "+", limit - len(rows))
+            found, rest = await reading(self.run, MATCHES_BY_ID, *args)
+            rows += map(to_row, found)
             low, high = (low, rest) if down else (rest, high)
-        return users
+        return rows
 
-    async def holder(self, query: UserQuery) -> list[UserRead]:
+    async def holder(self, query: UserQuery) -> list[UserRow]:
         """Return the user who has the query's address, if the name fits too."""
-        rows = await reading(self.run, HOLDER, fold(str(query.email)))
-        users = [to_user(row) for row in rows]
-        return [user for user in users if fold(user.name).startswith(fold(query.name))]
+        found = await reading(self.run, HOLDER, fold(str(query.email)))
+        rows = [to_row(texts) for texts in found]
+        return [row for row in rows if fold(row["name"]).startswith(fold(query.name))]
 
     @in_turn
     async def count(self, query: UserQuery) -> int:
@@ -372,9 +379,15 @@ async def reading(ask: Callable[..., Awaitable[Any]], *args: Any) -> Any:
     return await ask(*args)
 
 
-def to_user(row: Sequence[Any]) -> UserRead:
+def to_row(texts: Sequence[str]) -> UserRow:
+    """Return the values in the fields of a hash, by name."""
+    named = zip(FIELDS, texts, strict=True)
+    return {field: FROM_TEXT.get(field, str)(text) for field, text in named}
+
+
+def to_user(texts: Sequence[str]) -> UserRead:
     """Return the user in the fields of a hash."""
-    return UserRead(**dict(zip(FIELDS, row, strict=True)))
+    return UserRead.model_validate(to_row(texts))
 
 
 @cache

@@ -47,11 +47,11 @@ from models import (
     UserCreate,
     UserQuery,
     UserRead,
+    UserRow,
     UserUpdate,
     fold,
     index_keys,
     stored_fields,
-    user_list,
     utc_now,
 )
 from store import Code, EmailTaken, NotFound, StaleVersion
@@ -192,12 +192,12 @@ class SQLUserStore:
         rows = await read(READ_ONE, {"id": user_id})
         if not rows:
             raise NotFound
-        return to_users(rows)[0]
+        return UserRead.model_validate(to_rows(rows)[0])
 
-    async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
+    async def page(self, query: UserQuery, limit: int) -> list[UserRow]:
         """Select by position, not by offset: the index leads to the first row of any page."""
         statement = select_page(query.sort, query.after is not None, *filters(query))
-        return to_users(await read(statement, {**parameters(query), "limit": limit}))
+        return to_rows(await read(statement, {**parameters(query), "limit": limit}))
 
     async def count(self, query: UserQuery) -> int:
         """Count rows; the more fit, the longer it takes."""
@@ -299,10 +299,10 @@ def new_row(new: UserCreate) -> dict[str, Any]:
     return {"name": new.name, "email": new.email, **times, "version": 1, **index_keys(new)}
 
 
-def to_users(rows: Iterable[Sequence[Any]]) -> list[UserRead]:
-    """Return rows as a client sees them."""
-    # Twice as fast as a comprehension that says the same.
-    return user_list.validate_python([*map(dict, map(zip, repeat(FIELDS), rows))])
+def to_rows(rows: Iterable[Sequence[Any]]) -> list[UserRow]:
+    """Return rows with the names of their fields."""
+    # Faster than a comprehension that says the same.
+    return [*map(dict, map(zip, repeat(FIELDS), rows))]
 
 
 @cache

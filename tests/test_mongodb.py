@@ -72,6 +72,21 @@ def test_users_restored_without_the_counter_keep_their_ids(
 
 
 @on_mongodb
+def test_field_that_roster_does_not_know_is_not_shown(database: Database, tmp_path: Path) -> None:
+    direct: MongoClient[dict[str, Any]]
+    with (
+        database.new() as url,
+        serve(url, tmp_path) as server,
+        httpx.Client(base_url=server.url) as client,
+        MongoClient(url) as direct,
+    ):
+        user = add(client)
+        direct.get_default_database()["users"].update_many({}, {"$set": {"salary": 1}})
+        assert read_all(client) == [user]
+        assert client.get(f"/users/{user['id']}").json() == user
+
+
+@on_mongodb
 def test_list_that_waits_for_another_transaction_is_503_in_time(
     database: Database, tmp_path: Path
 ) -> None:

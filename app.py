@@ -33,7 +33,8 @@ from strict import StrictRoute
 backend = choose_backend(get_settings().database_url.get_secret_value())
 gc.freeze()  # nor is it to look there later
 gc.enable()
-StoreDep = Annotated[UserStore, Depends(backend.get_store)]
+# The scope is only said because FastAPI would otherwise find it out for each request.
+StoreDep = Annotated[UserStore, Depends(backend.get_store, scope="function")]
 # For verbs that take several statements: these share a session, and are done all or not at all.
 SessionStoreDep = Annotated[UserStore, Depends(backend.get_session_store)]
 
@@ -107,10 +108,11 @@ async def read_user(
 ) -> UserRead | Response:
     """Return a user; `ETag` says which version."""
     user = await store.get(user_id)
+    tag = etag(user)
     have = request.headers.get("If-None-Match", "")
-    if have == "*" or etag(user)["ETag"] in have:
-        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=etag(user))
-    response.headers.update(etag(user))
+    if have == "*" or tag["ETag"] in have:
+        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=tag)
+    response.headers.update(tag)
     return user
 
 

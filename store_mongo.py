@@ -263,7 +263,7 @@ def to_row(document: Document) -> UserRow:
 
 def to_user(document: Document) -> UserRead:
     """Return a document as a client sees it."""
-    return UserRead.model_validate(to_row(document))
+    return UserRead(**to_row(document))
 
 
 def with_version(user_id: int, if_match: Collection[int] | None) -> Document:

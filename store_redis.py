@@ -387,7 +387,7 @@ def to_row(texts: Sequence[str]) -> UserRow:
 
 def to_user(texts: Sequence[str]) -> UserRead:
     """Return the user in the fields of a hash."""
-    return UserRead.model_validate(to_row(texts))
+    return UserRead(**to_row(texts))
 
 
 @cache

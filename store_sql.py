@@ -192,7 +192,7 @@ class SQLUserStore:
         rows = await read(READ_ONE, {"id": user_id})
         if not rows:
             raise NotFound
-        return UserRead.model_validate(to_rows(rows)[0])
+        return UserRead(**to_rows(rows)[0])
 
     async def page(self, query: UserQuery, limit: int) -> list[UserRow]:
         """Select by position, not by offset: the index leads to the first row of any page."""

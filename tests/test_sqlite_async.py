@@ -6,6 +6,7 @@ Nothing here measures how fast SQLite is: what is slow is made much slower than 
 import asyncio
 import gc
 import itertools
+import os
 import random
 import sqlite3
 import subprocess
@@ -726,6 +727,34 @@ def test_12_file_that_is_gone_is_not_used_and_not_made_anew(file: Path, replaced
 
     run_with_all(file, test)
     assert rows(file) == [1, 4]
+
+
+def test_12_each_round_of_the_loop_looks_for_the_file_once(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path] = []
+    stat = os.stat
+
+    def look(path: Any, **options: Any) -> os.stat_result:
+        looks.append(Path(path))
+        return stat(path, **options)
+
+    async def test(engines: Engines) -> None:
+        def read() -> Awaitable[Any]:
+            return engines.read(text("SELECT * FROM t"), {})
+
+        await asyncio.gather(*(read() for _ in range(4)))  # opens the connections
+        monkeypatch.setattr(os, "stat", look)
+        for round_of_the_loop in (1, 2):
+            await asyncio.sleep(0)
+            await asyncio.gather(*(read() for _ in range(4)))
+            assert looks == [file] * round_of_the_loop
+        file.unlink()
+        await asyncio.sleep(0)
+        with pytest.raises(OperationalError, match="was deleted"):
+            await read()
+
+    run_with_all(file, test)
 
 
 @pytest.mark.parametrize("session", [True, False])

@@ -33,10 +33,10 @@ from strict import StrictRoute
 backend = choose_backend(get_settings().database_url.get_secret_value())
 gc.freeze()  # nor is it to look there later
 gc.enable()
-# The scope is only said because FastAPI would otherwise find it out for each request.
+# A store has nothing to end, but FastAPI would find out its scope anew for each request.
 StoreDep = Annotated[UserStore, Depends(backend.get_store, scope="function")]
 # For verbs that take several statements: these share a session, and are done all or not at all.
-SessionStoreDep = Annotated[UserStore, Depends(backend.get_session_store)]
+SessionStoreDep = Annotated[UserStore, Depends(backend.get_session_store, scope="function")]
 
 
 @asynccontextmanager
@@ -108,11 +108,11 @@ async def read_user(
 ) -> UserRead | Response:
     """Return a user; `ETag` says which version."""
     user = await store.get(user_id)
-    tag = etag(user)
+    headers = etag(user)
     have = request.headers.get("If-None-Match", "")
-    if have == "*" or tag["ETag"] in have:
-        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=tag)
-    response.headers.update(tag)
+    if have == "*" or headers["ETag"] in have:
+        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
+    response.headers.update(headers)
     return user
 
 

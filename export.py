@@ -8,12 +8,13 @@ from typing import Any, Literal
 from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter
 
-from models import UserQuery, UserRead, user_list
+from models import UserQuery, UserRead
 from store import UserStore, read_page
 
 Format = Literal["jsonl", "csv"]
 MEDIA_TYPES: dict[Format, str] = {"jsonl": "application/jsonl", "csv": "text/csv; charset=utf-8"}
 USER = TypeAdapter(UserRead)
+USERS = TypeAdapter(list[UserRead])
 
 # A spreadsheet takes a cell that begins with one of these for a formula
 # (https://owasp.org/www-community/attacks/CSV_Injection), their full-width forms included.
@@ -28,7 +29,7 @@ async def read_pages(store: UserStore) -> AsyncIterator[list[UserRead]]:
     query = UserQuery(limit=200)
     while True:
         page = await read_page(store, query)
-        yield user_list.validate_python(page.items)
+        yield USERS.validate_python(page.items)  # they are rows
         if page.next is None:
             return
         query = UserQuery(limit=200, cursor=page.next)
@@ -54,7 +55,7 @@ def to_csv(users: list[UserRead]) -> str:
     """Return a line of CSV for each user (RFC 4180), no cell of which is a formula."""
     lines = io.StringIO()
     writer = csv.writer(lines)
-    for user in user_list.dump_python(users, mode="json"):
+    for user in USERS.dump_python(users, mode="json"):
         writer.writerow(safe_cell(value) for value in user.values())
     return lines.getvalue()
 

@@ -3,7 +3,8 @@
 The rules of a field stand here, once, before any database is asked: five databases cannot disagree
 about a value that never reaches them. ``User`` is the SQL table. Table models do not validate
 (https://sqlmodel.tiangolo.com/tutorial/fastapi/multiple-models/), so what comes from outside goes
-through ``UserCreate`` or ``UserUpdate`` first, and what goes out is a ``UserRead``.
+through ``UserCreate`` or ``UserUpdate`` first, and what goes out is a ``UserRead``, or in a page a
+row with its fields.
 """
 
 import re
@@ -20,7 +21,6 @@ from pydantic import (
     BaseModel,
     SerializeAsAny,
     StringConstraints,
-    TypeAdapter,
     WithJsonSchema,
     model_validator,
 )
@@ -178,9 +178,9 @@ class UserRead(Schema):
     version: int
 
 
-# A user as a store reads many: a UserRead's fields, of its types, and no object made of them.
+# One of many users, as a store gives them: a dict of a UserRead's fields, in their order, of their
+# types. It goes into JSON as it is: a default or a serializer of UserRead's does not show there.
 UserRow = dict[str, Any]
-user_list = TypeAdapter(list[UserRead])
 
 
 class Millis(UTCDateTime):
@@ -320,7 +320,7 @@ class UserQuery(Schema):
 class UserPage(Schema):
     """A page of users."""
 
-    items: SerializeAsAny[list[UserRead]]  # or rows: see ``read_page``
+    items: SerializeAsAny[list[UserRead]]  # of rows, too, it makes JSON (``read_page``)
     next: str | None = Field(description="The cursor of the next page; null on the last.")
     total: int | MISSING = Field(default=MISSING, description="All that fit, if asked for.")
 

@@ -50,20 +50,22 @@ class InOrder(AsyncAdaptedQueue[Any]):
 
         def give_up() -> None:
             if not turn.done():
-                turn.set_exception(Empty())
+                turn.set_result(None)
 
         # asyncio.timeout does the same, and takes several times as long.
         timer = None if seconds is None else loop.call_later(seconds, give_up)
         try:
-            return await turn
+            item = await turn
         except BaseException:
-            came = not (turn.cancel() or turn.cancelled() or turn.exception())
-            if came:  # at the last moment
-                self.put_nowait(turn.result())
+            if not (turn.cancel() or turn.cancelled()) and turn.result() is not None:
+                self.put_nowait(turn.result())  # it came at the last moment
             raise
         finally:
-            if timer:
+            if timer is not None:
                 timer.cancel()
+        if item is None:
+            raise Empty
+        return item
 
 
 class InOrderPool(AsyncAdaptedQueuePool):

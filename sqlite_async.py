@@ -32,7 +32,7 @@ here, on the event loop, and only what can take long goes to a thread. ``db`` ge
     together (``GroupCommit``), and so wait for the thread and the disk once. Each is answered when
     it is on the disk; a row that is refused leaves the others alone.
 12. A file that was deleted, moved away or replaced is not used any more, and not made anew: SQLite
-    itself would go on in a file that nobody finds again. Each round of the loop looks for itself.
+    itself would go on in a file that nobody finds again. One look serves all who asked before it.
 """
 
 import asyncio
@@ -271,7 +271,7 @@ class Connection(sqlite3.Connection):
 class File:
     """Which file was at a path when it was opened."""
 
-    checked = False  # in this round of the event loop
+    checked = False  # a moment ago
 
     def __init__(self, connection: Connection) -> None:
         row = connection.send("PRAGMA database_list").fetchone()
@@ -281,15 +281,15 @@ class File:
     def check(self) -> None:
         """Raise SQLite's own error for it if another file is there now, or none.
 
-        It looks once in a round of the event loop: to look takes a third as long as to read, and
-        who reads in this round has asked before it.
+        One look is for all whose turn had come before it, in a round of the event loop: it takes a
+        third as long as a statement.
         """
         if self.checked:
             return
         with suppress(FileNotFoundError):
             if os.path.samestat(os.stat(self.path), self.found):
-                self.checked = True
                 asyncio.get_running_loop().call_soon(self.forget)
+                self.checked = True
                 return
         error = sqlite3.OperationalError(f"{self.path} was deleted, moved away or replaced")
         error.sqlite_errorcode = sqlite3.SQLITE_READONLY_DBMOVED
@@ -506,7 +506,7 @@ class Dialect(SQLiteDialect_pysqlite):
     def connect(self, *args: Any, writes: bool, timeout: float = 5, **options: Any) -> Any:
         """Open the file (https://docs.python.org/3/library/sqlite3.html#sqlite3.connect)."""
         if self.file:
-            self.file.forget()
+            self.file.forget()  # or SQLite might make the file anew, after all
             self.file.check()
         options |= {"timeout": 0, "check_same_thread": False, **NO_TRANSACTIONS_BY_PYTHON}
         connection = sqlite3.connect(*args, factory=Connection, **options)

@@ -74,7 +74,7 @@ class UserStore(Protocol):
         ...
 
     async def page(self, query: UserQuery, limit: int) -> list[UserRow]:
-        """Return the first ``limit`` users that fit the query and come after its cursor."""
+        """Return as rows the first ``limit`` users that fit the query, after its cursor."""
         ...
 
     async def count(self, query: UserQuery) -> int:
@@ -172,10 +172,11 @@ def choose_backend(url: str) -> Backend:
 async def read_page(store: UserStore, query: UserQuery) -> UserPage:
     """Return the page that a query asks for, with the cursor of the one after it.
 
-    One user more than the page holds is read, to know whether there is another page.
+    It is made to be sent: its items are rows, not of type UserRead. One user more than the page
+    holds is read, to know whether there is another page.
     """
     rows = await store.page(query, query.limit + 1)
-    # What is in the database was checked when it came in. To check it again, and to make objects
+    # Roster checked what is in the database when it came in. To check it again, and to make objects
     # of it, took longer than to read it; ``model_construct`` does neither.
     page = UserPage.model_construct(items=rows[: query.limit], next=None)
     if len(rows) > query.limit:

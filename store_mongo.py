@@ -56,8 +56,8 @@ DRIVER_ERRORS: tuple[type[Exception], ...] = (
     UnicodeEncodeError,
 )
 NO_TRANSACTIONS = 20  # MongoDB's IllegalOperation: what a standalone server answers to one
-FIELDS = tuple(field for field in UserRead.model_fields if field != "id")  # which is _id here
-SEEN = dict.fromkeys(FIELDS, 1)  # what a client sees, and nothing else, is fetched
+# What a client sees, and nothing else, is fetched; its id is _id here.
+SEEN = {field: 1 for field in UserRead.model_fields if field != "id"}
 
 
 class MongoUserStore:
@@ -257,13 +257,13 @@ def new_document(user_id: int, new: UserCreate) -> Document:
 
 
 def to_row(document: Document) -> UserRow:
-    """Return a document's fields as a client sees them."""
-    return {"id": document["_id"], **{field: document[field] for field in FIELDS}}
+    """Return a document's fields as a client sees them; None for one that it lacks."""
+    return {"id": document["_id"], **{field: document.get(field) for field in SEEN}}
 
 
 def to_user(document: Document) -> UserRead:
     """Return a document as a client sees it."""
-    return UserRead(**to_row(document))
+    return UserRead(id=document["_id"], **document)
 
 
 def with_version(user_id: int, if_match: Collection[int] | None) -> Document:

@@ -58,6 +58,7 @@ from store import Code, EmailTaken, NotFound, StaleVersion
 
 DRIVER_ERRORS: tuple[type[Exception], ...] = (RedisError,)
 FIELDS = tuple(UserRead.model_fields)
+# What is no text in a UserRead.
 FROM_TEXT: dict[str, Callable[[str], Any]] = {
     "id": int,
     "created_at": datetime.fromisoformat,
@@ -232,10 +233,10 @@ class RedisUserStore:
     @in_turn
     async def get(self, user_id: int) -> UserRead:
         """Read a hash."""
-        row = await reading(self.redis.hmget, f"roster:user:{user_id:019}", FIELDS)
-        if row[0] is None:
+        texts = await reading(self.redis.hmget, f"roster:user:{user_id:019}", FIELDS)
+        if texts[0] is None:
             raise NotFound
-        return to_user(row)
+        return to_user(texts)
 
     @in_turn
     async def page(self, query: UserQuery, limit: int) -> list[UserRow]:
@@ -381,8 +382,10 @@ async def reading(ask: Callable[..., Awaitable[Any]], *args: Any) -> Any:
 
 def to_row(texts: Sequence[str]) -> UserRow:
     """Return the values in the fields of a hash, by name."""
-    named = zip(FIELDS, texts, strict=True)
-    return {field: FROM_TEXT.get(field, str)(text) for field, text in named}
+    row: UserRow = dict(zip(FIELDS, texts, strict=True))
+    for field, convert in FROM_TEXT.items():
+        row[field] = convert(row[field])
+    return row
 
 
 def to_user(texts: Sequence[str]) -> UserRead:

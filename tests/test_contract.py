@@ -680,5 +680,10 @@ def test_openapi_document_describes_every_status(openapi: dict[str, Any]) -> Non
     }
 
 
+def test_openapi_document_describes_the_users_of_a_page(openapi: dict[str, Any]) -> None:
+    page = openapi["components"]["schemas"]["UserPage"]["properties"]
+    assert page["items"]["items"] == {"$ref": "#/components/schemas/UserRead"}
+
+
 def test_docs_page(client: httpx.Client) -> None:
     assert "Roster" in client.get("/docs").text

@@ -72,7 +72,7 @@ def test_users_restored_without_the_counter_keep_their_ids(
 
 
 @on_mongodb
-def test_field_that_roster_does_not_know_is_not_shown(database: Database, tmp_path: Path) -> None:
+def test_list_has_the_fields_that_roster_knows(database: Database, tmp_path: Path) -> None:
     direct: MongoClient[dict[str, Any]]
     with (
         database.new() as url,
@@ -81,9 +81,12 @@ def test_field_that_roster_does_not_know_is_not_shown(database: Database, tmp_pa
         MongoClient(url) as direct,
     ):
         user = add(client)
-        direct.get_default_database()["users"].update_many({}, {"$set": {"salary": 1}})
+        users: Collection[dict[str, Any]] = direct.get_default_database()["users"]
+        users.update_many({}, {"$set": {"salary": 1}})
         assert read_all(client) == [user]
         assert client.get(f"/users/{user['id']}").json() == user
+        users.update_many({}, {"$unset": {"version": ""}})
+        assert read_all(client) == [{**user, "version": None}]
 
 
 @on_mongodb

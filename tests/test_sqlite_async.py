@@ -753,6 +753,11 @@ def test_12_each_round_of_the_loop_looks_for_the_file_once(
         await asyncio.sleep(0)
         with pytest.raises(OperationalError, match="was deleted"):
             await read()
+        dialect: Any = engines.reader.dialect
+        dialect.file.checked = True
+        with pytest.raises(sqlite3.OperationalError, match="was deleted"):
+            dialect.connect(str(file), writes=False)
+        assert not file.exists()
 
     run_with_all(file, test)
 

@@ -3,8 +3,8 @@
 The rules of a field stand here, once, before any database is asked: five databases cannot disagree
 about a value that never reaches them. ``User`` is the SQL table. Table models do not validate
 (https://sqlmodel.tiangolo.com/tutorial/fastapi/multiple-models/), so what comes from outside goes
-through ``UserCreate`` or ``UserUpdate`` first, and what goes out is a ``UserRead``, or in a page a
-row with its fields.
+through ``UserCreate`` or ``UserUpdate`` first, and what goes out is a ``UserRead``, or in a page
+a row with its fields.
 """
 
 import re
@@ -178,8 +178,8 @@ class UserRead(Schema):
     version: int
 
 
-# One of many users, as a store gives them: a dict of a UserRead's fields, in their order, of their
-# types. It goes into JSON as it is: a default or a serializer of UserRead's does not show there.
+# One of many users, as a store gives them: a dict of a UserRead's fields, in their order and of
+# their types. It becomes JSON as it is: a default or a serializer of UserRead's is not used.
 UserRow = dict[str, Any]
 
 

@@ -26,6 +26,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import IO, Annotated, Any
 
+import msgspec
 import typer
 from pydantic import ValidationError
 from rich.console import Console
@@ -35,7 +36,7 @@ from sqlmodel import SQLModel
 from db import database_url, get_settings
 from errors import Fault, classify
 from export import Format, plain_cell, read_pages, to_pieces
-from models import User, UserCreate, UserQuery, UserRead, fold
+from models import User, UserCreate, UserQuery, UserRow, fold
 from start import CannotStart, start
 from store import UNFINISHED, Backend, EmailTaken, UserStore, choose_backend
 from strict import read_json
@@ -45,7 +46,8 @@ GO_ON = "The copy is not finished; the same command again goes on."
 BATCH = 1000  # users in one transaction
 LINE_MAX = 2**16  # bytes; a user takes some 500
 # What an export has, and the database gives: an import leaves it out.
-GIVEN = UserRead.model_fields.keys() - UserCreate.model_fields.keys()
+FIELDS = UserRow.__struct_fields__
+GIVEN = {*FIELDS} - UserCreate.model_fields.keys()
 BACKUP_TOOLS = {
     "postgresql": "pg_dump",
     "postgres": "pg_dump",
@@ -224,7 +226,7 @@ async def take_out(source: "Source", backend: Backend) -> None:
 
 async def add_missing(source: "Source", backend: Backend) -> None:
     """Store those of the source's users whose ids are not there. Raises Stop for a conflict."""
-    batch: list[UserRead] = []
+    batch: list[UserRow] = []
 
     async def flush() -> None:
         async with backend.open_store() as store:
@@ -340,14 +342,19 @@ async def count_users(store: UserStore) -> int:
 
 async def side_by_side(
     source: Source, store: UserStore
-) -> AsyncIterator[tuple[UserRead | None, UserRead | None]]:
+) -> AsyncIterator[tuple[UserRow | None, UserRow | None]]:
     """Yield who has an id there and who has it here, id by id; None if nobody has."""
     lines = source.lines()
     here = (user async for users in read_pages(store) for user in users)
 
-    async def next_line() -> UserRead | None:
-        line = await anext(lines, None)
-        return UserRead.model_validate_json(line) if line else None
+    async def next_line() -> UserRow | None:
+        if (line := await anext(lines, None)) is None:
+            return None
+        try:
+            return msgspec.json.decode(line, type=UserRow)
+        except msgspec.ValidationError as error:
+            user_id = msgspec.json.decode(line)["id"]
+            raise Stop(f"SRC_URL: user {user_id} is damaged: {error}.") from None
 
     theirs, ours = await next_line(), await anext(here, None)
     while theirs or ours:
@@ -496,7 +503,7 @@ def read_csv(lines: Iterator[str]) -> Iterator[Row]:
         if not {"name", "email"} <= {*header}:
             raise Stop('line 1: no header. CSV needs one with "name" and "email" (and commas).')
         for column in header:
-            if header.count(column) > 1 or column not in UserRead.model_fields:
+            if header.count(column) > 1 or column not in FIELDS:
                 raise Stop(f"line 1: the column {column[:100]!r} is unknown, or there twice.")
         for row in reader:
             if len(row) == len(header):

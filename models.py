@@ -3,8 +3,8 @@
 The rules of a field stand here, once, before any database is asked: five databases cannot disagree
 about a value that never reaches them. ``User`` is the SQL table. Table models do not validate
 (https://sqlmodel.tiangolo.com/tutorial/fastapi/multiple-models/), so what comes from outside goes
-through ``UserCreate`` or ``UserUpdate`` first, and what goes out is a ``UserRead``, or in a page
-a row with its fields.
+through ``UserCreate`` or ``UserUpdate`` first, and what goes out is a ``UserRead``, or of what was
+only read a ``UserRow``, which is the same.
 """
 
 import re
@@ -14,12 +14,12 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, cast
 
+import msgspec
 from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, validate_email
 from pydantic import (
     MISSING,
     AfterValidator,
     BaseModel,
-    SerializeAsAny,
     StringConstraints,
     WithJsonSchema,
     model_validator,
@@ -178,9 +178,19 @@ class UserRead(Schema):
     version: int
 
 
-# One of many users, as a store gives them: a dict of a UserRead's fields, in their order and of
-# their types. It becomes JSON as it is: a default or a serializer of UserRead's is not used.
-UserRow = dict[str, Any]
+class UserRow(msgspec.Struct):
+    """A user as a store reads it: the same fields as those of ``UserRead``, and the same JSON.
+
+    msgspec makes one, and its JSON, many times as fast as pydantic: it checks nothing. Roster has
+    checked what is in the database when it came in.
+    """
+
+    id: int
+    name: str
+    email: str
+    created_at: datetime
+    updated_at: datetime
+    version: int
 
 
 class Millis(UTCDateTime):
@@ -201,14 +211,16 @@ class Millis(UTCDateTime):
         return to_text if dialect.name == "sqlite" else super().bind_processor(dialect)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
-        """Return what makes an aware datetime of SQLite's text, or of MySQL's naive one."""
+        """Return what makes an aware datetime of what has no time zone: a text, or MySQL's."""
         parse = datetime.fromisoformat
         match dialect.name:
             case "sqlite":
                 return lambda text: text and parse(text + "+00:00")
+            case "postgresql":  # text is what ``direct.AsText`` reads
+                return lambda time: parse(time + "+00:00") if isinstance(time, str) else time
             case "mysql":
                 return lambda naive: naive and naive.replace(tzinfo=UTC)
-        return None  # PostgreSQL's are aware
+        return None
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """Return DATETIME(3) there, the usual type elsewhere."""
@@ -258,10 +270,10 @@ def index_keys(data: UserCreate | UserUpdate) -> dict[str, str]:
     return {f"{field}_key": fold(text) for field, text in data if text is not MISSING}
 
 
-def stored_fields(user: UserRead) -> dict[str, Any]:
+def stored_fields(user: UserRow) -> dict[str, Any]:
     """Return all that a store keeps of a user: what a client sees, and the index keys."""
     keys = {"name_key": fold(user.name), "email_key": fold(user.email)}
-    return {**user.model_dump(), **keys}
+    return {**msgspec.structs.asdict(user), **keys}
 
 
 # Whatever fits this is a position in the list, if not always that of a user.
@@ -320,7 +332,7 @@ class UserQuery(Schema):
 class UserPage(Schema):
     """A page of users."""
 
-    items: SerializeAsAny[list[UserRead]]  # of rows, too, it makes JSON (``read_page``)
+    items: list[UserRead]
     next: str | None = Field(description="The cursor of the next page; null on the last.")
     total: int | MISSING = Field(default=MISSING, description="All that fit, if asked for.")
 

@@ -41,6 +41,7 @@ import os
 import sqlite3
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -380,13 +381,35 @@ class InTurn(InOrderPool):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.few, self.one = asyncio.Semaphore(4), asyncio.Semaphore(1)
+        self.given = 0  # turns, in this round
+        self.asking: deque[asyncio.Future[None]] = deque()
 
     async def wait_for_turn(self) -> None:
-        """Wait for a turn; who comes next has it in the next round."""
-        turn = self.one if Connection.writing else self.few
-        await turn.acquire()
-        asyncio.get_running_loop().call_soon(turn.release)
+        """Wait for a turn, if this round has no more."""
+        loop = asyncio.get_running_loop()
+        if self.asking or self.given >= self.turns():
+            turn = loop.create_future()
+            self.asking.append(turn)
+            await turn
+        else:
+            if not self.given:
+                loop.call_soon(self.begin_round)
+            self.given += 1
+
+    def begin_round(self) -> None:
+        """Give new turns to those who have waited longest."""
+        self.given = 0
+        while self.asking and self.given < self.turns():
+            turn = self.asking.popleft()
+            if not turn.done():  # else who waited has left
+                turn.set_result(None)
+                self.given += 1
+        if self.given:
+            asyncio.get_running_loop().call_soon(self.begin_round)
+
+    def turns(self) -> int:
+        """Return how many a round has."""
+        return 1 if Connection.writing else 4
 
     def connect(self) -> PoolProxiedConnection:
         """Wait for a turn, and for a connection."""

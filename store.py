@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from models import ID_MAX, Cursor, UserCreate, UserPage, UserQuery, UserRead, UserRow, UserUpdate
+from models import ID_MAX, Cursor, UserCreate, UserQuery, UserRead, UserRow, UserUpdate
 
 # What a database calls an error: PostgreSQL's SQLSTATE, MySQL's number, a word of Redis's ...
 Code = str | int
@@ -69,7 +69,7 @@ class UserStore(Protocol):
         """
         ...
 
-    async def get(self, user_id: int) -> UserRead:
+    async def get(self, user_id: int) -> UserRow:
         """Return a user. Raises NotFound."""
         ...
 
@@ -95,7 +95,7 @@ class UserStore(Protocol):
         """Ask the database for users; it raises if it cannot answer."""
         ...
 
-    async def restore(self, users: Sequence[UserRead]) -> None:
+    async def restore(self, users: Sequence[UserRow]) -> None:
         """Store users as they are, with their ids, times and versions; ``last_id`` comes after.
 
         Raises EmailTaken, which names none, if somebody has one of the addresses or ids. If it
@@ -169,19 +169,16 @@ def choose_backend(url: str) -> Backend:
     )
 
 
-async def read_page(store: UserStore, query: UserQuery) -> UserPage:
-    """Return the page that a query asks for, with the cursor of the one after it.
+async def read_page(store: UserStore, query: UserQuery) -> dict[str, Any]:
+    """Return the fields of the UserPage that a query asks for, its items being rows.
 
-    It is made to be sent: its items are rows, not of type UserRead. One user more than the page
-    holds is read, to know whether there is another page.
+    One user more than the page holds is read, to know whether there is another page.
     """
     rows = await store.page(query, query.limit + 1)
-    # Roster checked what is in the database when it came in. To check it again, and to make objects
-    # of it, took longer than to read it; ``model_construct`` does neither.
-    page = UserPage.model_construct(items=rows[: query.limit], next=None)
+    page: dict[str, Any] = {"items": rows[: query.limit], "next": None}
     if len(rows) > query.limit:
         last = rows[query.limit - 1]
-        page.next = Cursor(query.sort, last["id"], last["name"]).encode()
+        page["next"] = Cursor(query.sort, last.id, last.name).encode()
     if query.total:
-        page.total = await store.count(query)
+        page["total"] = await store.count(query)
     return page

@@ -57,7 +57,7 @@ DRIVER_ERRORS: tuple[type[Exception], ...] = (
 )
 NO_TRANSACTIONS = 20  # MongoDB's IllegalOperation: what a standalone server answers to one
 # What a client sees, and nothing else, is fetched; its id is _id here.
-SEEN = {field: 1 for field in UserRead.model_fields if field != "id"}
+SEEN = {field: 1 for field in UserRow.__struct_fields__ if field != "id"}
 
 
 class MongoUserStore:
@@ -123,12 +123,12 @@ class MongoUserStore:
         return {places[document["email_key"]] async for document in found}
 
     @in_turn
-    async def get(self, user_id: int) -> UserRead:
+    async def get(self, user_id: int) -> UserRow:
         """Find a document by its primary key."""
         document = await self.for_reading.find_one({"_id": user_id}, SEEN)
         if document is None:
             raise NotFound
-        return to_user(document)
+        return to_row(document)
 
     @in_turn
     async def page(self, query: UserQuery, limit: int) -> list[UserRow]:
@@ -196,7 +196,7 @@ class MongoUserStore:
             raise AutoReconnect("not set up yet")  # it was away when the app started
 
     @in_turn
-    async def restore(self, users: Sequence[UserRead]) -> None:
+    async def restore(self, users: Sequence[UserRow]) -> None:
         """Insert documents in this order, up to the first one that is refused."""
         documents = []
         for user in users:
@@ -258,7 +258,10 @@ def new_document(user_id: int, new: UserCreate) -> Document:
 
 def to_row(document: Document) -> UserRow:
     """Return a document's fields as a client sees them; None for one that it lacks."""
-    return {"id": document["_id"], **{field: document.get(field) for field in SEEN}}
+    found = [document["_id"], *map(document.get, SEEN)]
+    # msgspec does not know Int64, which is MongoDB's integer of 64 bits.
+    fields: list[Any] = [int(value) if isinstance(value, Int64) else value for value in found]
+    return UserRow(*fields)
 
 
 def to_user(document: Document) -> UserRead:

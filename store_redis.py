@@ -57,8 +57,8 @@ from pool import in_turn
 from store import Code, EmailTaken, NotFound, StaleVersion
 
 DRIVER_ERRORS: tuple[type[Exception], ...] = (RedisError,)
-FIELDS = tuple(UserRead.model_fields)
-# What is no text in a UserRead.
+FIELDS = UserRow.__struct_fields__
+# What is no text in a UserRow.
 FROM_TEXT: dict[str, Callable[[str], Any]] = {
     "id": int,
     "created_at": datetime.fromisoformat,
@@ -231,12 +231,12 @@ class RedisUserStore:
         ], [new[i].email for i in taken]
 
     @in_turn
-    async def get(self, user_id: int) -> UserRead:
+    async def get(self, user_id: int) -> UserRow:
         """Read a hash."""
         texts = await reading(self.redis.hmget, f"roster:user:{user_id:019}", FIELDS)
         if texts[0] is None:
             raise NotFound
-        return to_user(texts)
+        return to_row(texts)
 
     @in_turn
     async def page(self, query: UserQuery, limit: int) -> list[UserRow]:
@@ -258,7 +258,7 @@ class RedisUserStore:
             low = max(low, member(query.after.id, query.after.name))
         if query.email is not MISSING:
             rows = await self.holder(query)
-            return [row for row in rows if low < member(row["id"], row["name"]) < high]
+            return [row for row in rows if low < member(row.id, row.name) < high]
         if query.name and not by_name:
             return await self.matches_by_id(prefix, low, high, down, limit)
         ends = [b"(" + low, b"(" + high, "BYLEX"]
@@ -284,7 +284,7 @@ class RedisUserStore:
         """Return the user who has the query's address, if the name fits too."""
         found = await reading(self.run, HOLDER, fold(str(query.email)))
         rows = [to_row(texts) for texts in found]
-        return [row for row in rows if fold(row["name"]).startswith(fold(query.name))]
+        return [row for row in rows if fold(row.name).startswith(fold(query.name))]
 
     @in_turn
     async def count(self, query: UserQuery) -> int:
@@ -316,7 +316,7 @@ class RedisUserStore:
         await self.page(UserQuery(sort="name"), 1)
 
     @in_turn
-    async def restore(self, users: Sequence[UserRead]) -> None:
+    async def restore(self, users: Sequence[UserRow]) -> None:
         """Let the script look whether nobody is there, and store them."""
         args: list[Any] = []
         for user in users:
@@ -380,17 +380,22 @@ async def reading(ask: Callable[..., Awaitable[Any]], *args: Any) -> Any:
     return await ask(*args)
 
 
-def to_row(texts: Sequence[str]) -> UserRow:
+def to_fields(texts: Sequence[str]) -> dict[str, Any]:
     """Return the values in the fields of a hash, by name."""
-    row: UserRow = dict(zip(FIELDS, texts, strict=True))
+    fields: dict[str, Any] = dict(zip(FIELDS, texts, strict=True))
     for field, convert in FROM_TEXT.items():
-        row[field] = convert(row[field])
-    return row
+        fields[field] = convert(fields[field])
+    return fields
+
+
+def to_row(texts: Sequence[str]) -> UserRow:
+    """Return the user in the fields of a hash, to be read."""
+    return UserRow(**to_fields(texts))
 
 
 def to_user(texts: Sequence[str]) -> UserRead:
-    """Return the user in the fields of a hash."""
-    return UserRead(**to_row(texts))
+    """Return the user in the fields of a hash, as a change leaves it."""
+    return UserRead(**to_fields(texts))
 
 
 @cache

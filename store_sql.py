@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import cache, wraps
-from itertools import repeat
+from itertools import starmap
 from operator import ge, gt, le, lt
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -38,10 +38,12 @@ from db import (
     read,
     replica_url,
 )
+from direct import AsText
 from engines import hosts, kind
 from errors import Fault, classify
 from models import (
     KEY_MAX,
+    Millis,
     Sort,
     User,
     UserCreate,
@@ -71,9 +73,9 @@ DRIVER_ERRORS: tuple[type[Exception], ...] = (
 # something is changed.
 USERS = SQLModel.metadata.tables["users"]
 row_id, name_key, email_key = USERS.c.id, USERS.c.name_key, USERS.c.email_key
-FIELDS = tuple(UserRead.model_fields)
 # What a client sees, and nothing else, is fetched.
-READ: Any = select(*(USERS.c[field] for field in FIELDS))
+SEEN = [USERS.c[field] for field in UserRow.__struct_fields__]
+READ: Any = select(*(AsText(seen) if isinstance(seen.type, Millis) else seen for seen in SEEN))
 READ_ONE = READ.where(row_id == bindparam("id"))
 FIND_IDS: Select[str, int] = select(email_key, row_id).where(
     email_key.in_(bindparam("keys", expanding=True))
@@ -187,17 +189,18 @@ class SQLUserStore:
         rows = await self.session.exec(FIND_IDS, params={"keys": [*email_keys]})
         return dict(rows.all())
 
-    async def get(self, user_id: int) -> UserRead:
+    async def get(self, user_id: int) -> UserRow:
         """Select a row by its primary key."""
         rows = await read(READ_ONE, {"id": user_id})
         if not rows:
             raise NotFound
-        return UserRead(**to_rows(rows)[0])
+        return UserRow(*rows[0])
 
     async def page(self, query: UserQuery, limit: int) -> list[UserRow]:
         """Select by position, not by offset: the index leads to the first row of any page."""
         statement = select_page(query.sort, query.after is not None, *filters(query))
-        return to_rows(await read(statement, {**parameters(query), "limit": limit}))
+        rows = await read(statement, {**parameters(query), "limit": limit})
+        return [*starmap(UserRow, rows)]
 
     async def count(self, query: UserQuery) -> int:
         """Count rows; the more fit, the longer it takes."""
@@ -227,7 +230,7 @@ class SQLUserStore:
         if replica_url():
             await read(ANY_ROW, {})
 
-    async def restore(self, users: Sequence[UserRead]) -> None:
+    async def restore(self, users: Sequence[UserRow]) -> None:
         """Insert rows, ids and all."""
         try:
             await self.session.exec(INSERT, params=[stored_fields(user) for user in users])
@@ -297,12 +300,6 @@ def new_row(new: UserCreate) -> dict[str, Any]:
     now = utc_now()
     times = {"created_at": now, "updated_at": now}
     return {"name": new.name, "email": new.email, **times, "version": 1, **index_keys(new)}
-
-
-def to_rows(rows: Iterable[Sequence[Any]]) -> list[UserRow]:
-    """Return rows with the names of their fields."""
-    # Faster than a comprehension that says the same.
-    return [*map(dict, map(zip, repeat(FIELDS), rows))]
 
 
 @cache

@@ -13,12 +13,12 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from models import Cursor, Sort, UserQuery, UserRead, UserUpdate, fold
+from models import Cursor, Sort, UserQuery, UserRow, UserUpdate, fold
 
 if TYPE_CHECKING:
     from store_sql import SQLUserStore
 
-Ask = Callable[["SQLUserStore", UserRead], Awaitable[Any]]
+Ask = Callable[["SQLUserStore", UserRow], Awaitable[Any]]
 
 
 class Question(NamedTuple):
@@ -37,7 +37,7 @@ class Question(NamedTuple):
 def page(sort: Sort, after: bool = False, prefix: bool = False) -> Question:
     """Return the question for a page: the first one or the one after a user, of all or by name."""
 
-    async def ask(store: "SQLUserStore", user: UserRead) -> None:
+    async def ask(store: "SQLUserStore", user: UserRow) -> None:
         cursor = Cursor(sort, user.id, user.name).encode() if after else MISSING
         name = user.name[:1] if prefix else ""
         query = UserQuery(sort=sort, cursor=cursor, name=name)

@@ -111,7 +111,10 @@ def test_copy_that_broke_off_is_no_copy_and_the_same_command_goes_on(
         copy = ("copy", f"sqlite:///{source}", url)
         # The first batch comes through; then the source breaks.
         change(source, "UPDATE users SET version = 'x' WHERE id = 1150")
-        assert "The copy is not finished; the same command again goes on." in refusal(cli(*copy))
+        assert refusal(cli(*copy)) == (
+            "SRC_URL: user 1150 is damaged: Expected `int`, got `str` - at `$.version`."
+            " The copy is not finished; the same command again goes on."
+        )
         unfinished = "holds a copy that is not finished: run that `cli.py copy` again"
         assert unfinished in only_line(start_and_fail(tmp_path, {"DATABASE_URL": url}))
         change(

@@ -5,6 +5,7 @@ import unicodedata
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from email_validator import validate_email
 from hypothesis import given
@@ -21,6 +22,8 @@ from models import (
     Millis,
     Schema,
     UserQuery,
+    UserRead,
+    UserRow,
     fold,
     normal_email,
 )
@@ -48,6 +51,19 @@ def test_key_of_a_key_is_the_key(text: str) -> None:
 def test_folding_and_normal_form_undo_each_other_and_both_are_kept(one: str, other: str) -> None:
     assert fold(one) == fold(other)
     assert unicodedata.is_normalized("NFKC", fold(one))
+
+
+def test_row_has_the_fields_of_a_user() -> None:
+    assert [*UserRow.__annotations__.items()] == [*UserRead.__annotations__.items()]
+
+
+@given(st.integers(1, ID_MAX), texts, st.datetimes(), st.sampled_from([0, 1000, 120_000, 999_000]))
+def test_row_becomes_the_json_of_a_user(user_id: int, text: str, time: datetime, us: int) -> None:
+    at = time.replace(microsecond=us, tzinfo=UTC)
+    user = UserRead(id=user_id, name=text, email=text, created_at=at, updated_at=at, version=1)
+    row = UserRow(**user.model_dump())
+    assert msgspec.json.encode(row).decode() == user.model_dump_json()
+    assert msgspec.json.decode(user.model_dump_json(), type=UserRow) == row
 
 
 @given(sorts, st.integers(1, ID_MAX), st.text(st.characters(codec="utf-8", categories=["L", "S"])))

@@ -72,7 +72,7 @@ def test_users_restored_without_the_counter_keep_their_ids(
 
 
 @on_mongodb
-def test_list_has_the_fields_that_roster_knows(database: Database, tmp_path: Path) -> None:
+def test_what_is_read_has_the_fields_that_roster_knows(database: Database, tmp_path: Path) -> None:
     direct: MongoClient[dict[str, Any]]
     with (
         database.new() as url,
@@ -85,8 +85,9 @@ def test_list_has_the_fields_that_roster_knows(database: Database, tmp_path: Pat
         users.update_many({}, {"$set": {"salary": 1}})
         assert read_all(client) == [user]
         assert client.get(f"/users/{user['id']}").json() == user
-        users.update_many({}, {"$unset": {"version": ""}})
-        assert read_all(client) == [{**user, "version": None}]
+        users.update_many({}, {"$unset": {"name": ""}})
+        assert read_all(client) == [{**user, "name": None}]
+        assert client.get(f"/users/{user['id']}").json() == {**user, "name": None}
 
 
 @on_mongodb

@@ -16,7 +16,7 @@ from sqlalchemy.util import await_, greenlet_spawn
 import db
 import pool
 import sqlite_async  # registers sqlite+loop
-from models import UserCreate, UserQuery, UserRead, utc_now
+from models import UserCreate, UserQuery, UserRow, utc_now
 from pool import InOrderPool, in_turn
 from start import start
 from store import UserStore, choose_backend
@@ -269,7 +269,7 @@ def test_start_waits_its_turn_when_the_app_serves_already(backend: Any) -> None:
                 await start(backend)
             new: dict[str, Any] = {"name": "Ada", "email": "ada@example.com", "version": 1}
             now = utc_now()
-            await store.restore([UserRead(id=1, **new, created_at=now, updated_at=now)])
+            await store.restore([UserRow(id=1, **new, created_at=now, updated_at=now)])
             await store.set_last_id(1)
         finally:
             started.set()

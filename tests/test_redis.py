@@ -75,11 +75,12 @@ def check_keys(redis: Redis) -> None:
     assert redis.dbsize() == len(users) + len(["last_id", "emails", "by_id", "by_name"])
 
 
-def test_field_that_a_hash_lacks_is_null_in_a_list(url: str, redis: Redis, tmp_path: Path) -> None:
+def test_field_that_a_hash_lacks_is_null(url: str, redis: Redis, tmp_path: Path) -> None:
     with serve(url, tmp_path) as server, httpx.Client(base_url=server.url) as client:
         user = add(client)
         redis.hdel(f"roster:user:{user['id']:019}", "name")
         assert read_all(client) == [{**user, "name": None}]
+        assert client.get(f"/users/{user['id']}").json() == {**user, "name": None}
 
 
 def test_durable_server_starts_without_a_warning(url: str, tmp_path: Path) -> None:

@@ -33,9 +33,9 @@ Rows = Sequence[Sequence[Any]]
 
 
 class AsText(FunctionElement[Any]):
-    """A column of times in a SELECT, which PostgreSQL is to send as text, like SQLite's.
+    """A column of times in a SELECT that servers are to send as text, which SQLite does anyway.
 
-    From a text, Python makes a datetime several times as fast as asyncpg makes one.
+    From a text, Python makes a datetime several times as fast as the drivers make one.
     """
 
     inherit_cache = True
@@ -45,17 +45,17 @@ class AsText(FunctionElement[Any]):
         self.type = column.type
 
 
+TEXT = {
+    "postgresql": "to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')",
+    "mysql": "CAST({} AS CHAR)",
+}
+
+
 @compiles(AsText)
-def column_itself(read: AsText, compiler: SQLCompiler, **options: Any) -> str:
-    """Return the SQL on other databases."""
-    return compiler.process(read.clauses, **options)
-
-
-@compiles(AsText, "postgresql")
-def column_as_text(read: AsText, compiler: SQLCompiler, **options: Any) -> str:
-    """Return the SQL on PostgreSQL."""
-    time = compiler.process(read.clauses, **options)
-    return f"to_char({time} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')"
+def as_text(read: AsText, compiler: SQLCompiler, **options: Any) -> str:
+    """Return the SQL."""
+    column = compiler.process(read.clauses, **options)
+    return TEXT.get(compiler.dialect.name, "{}").format(column)
 
 
 class Compiled(NamedTuple):

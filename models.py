@@ -211,16 +211,11 @@ class Millis(UTCDateTime):
         return to_text if dialect.name == "sqlite" else super().bind_processor(dialect)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
-        """Return what makes an aware datetime of what has no time zone: a text, or MySQL's."""
+        """Return what makes an aware datetime of a text, or of a datetime: all are in UTC."""
         parse = datetime.fromisoformat
-        match dialect.name:
-            case "sqlite":
-                return lambda text: text and parse(text + "+00:00")
-            case "postgresql":  # text is what ``direct.AsText`` reads
-                return lambda time: parse(time + "+00:00") if isinstance(time, str) else time
-            case "mysql":
-                return lambda naive: naive and naive.replace(tzinfo=UTC)
-        return None
+        return lambda time: (
+            parse(time + "+00:00") if isinstance(time, str) else time and time.replace(tzinfo=UTC)
+        )
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """Return DATETIME(3) there, the usual type elsewhere."""

@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from direct import Rows, read_by_sqlalchemy
+from direct import AsText, Rows, read_by_sqlalchemy
 from engines import Engines, make_engines
 from models import Millis
 
@@ -44,6 +44,7 @@ T = Table(
 )
 NAMED = Table("named", T.metadata, Column("name", String(100), primary_key=True))
 ONE = select(T.c.id, T.c.name, T.c.at, T.c.plain).where(T.c.id == bindparam("id"))
+ONE_TIME = select(T.c.at, AsText(T.c.at)).where(T.c.name == bindparam("name"))
 THEN = datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)
 Test = Callable[[Engines], Awaitable[None]]
 
@@ -99,6 +100,25 @@ def test_rows_are_those_of_sqlalchemy(database: Database) -> None:
             assert same(price, [(Decimal("1.5"),)])
 
     run(database.url, test)
+
+
+@on_each
+def test_time_is_the_same_when_read_as_text(database: Database) -> None:
+    async def test(engines: Engines) -> None:
+        if engines.writer.dialect.name == "postgresql":
+            name = engines.writer.url.database
+            async with engines.writer.begin() as writing:
+                await writing.execute(text(f"ALTER DATABASE {name} SET timezone = 'Asia/Kolkata'"))
+                await writing.execute(text(f"ALTER DATABASE {name} SET datestyle = 'German'"))
+        for at in (THEN, THEN.replace(microsecond=0), None):
+            await engines.insert(insert(T), {"name": f"{at}", "at": at, "default": ""})
+            rows = await engines.read(ONE_TIME, {"name": f"{at}"})
+            assert same(rows, [(at, at)])
+            rows = await read_by_sqlalchemy(engines.reader.sync_engine, ONE_TIME, {"name": f"{at}"})
+            assert same(rows, [(at, at)])
+
+    with database.new() as url:
+        run(url, test)
 
 
 def same(rows: Rows, others: Rows) -> bool:

@@ -83,7 +83,7 @@ def test_every_text_that_fits_is_a_cursor(text: str) -> None:
 
 @pytest.mark.parametrize("dialect", [sqlite, mysql, postgresql])
 def test_time_that_is_not_there_is_none(dialect: Any) -> None:
-    convert = Millis().result_processor(dialect.dialect(), None) or (lambda value: value)
+    convert: Any = Millis().result_processor(dialect.dialect(), None)
     assert convert(None) is None
 
 

@@ -25,7 +25,7 @@ here, on the event loop, and only what can take long goes to a thread. ``db`` ge
    A statement that is known to be slow goes straight to the thread.
 9. Transactions are ours alone: Python's own, which begin without a lock, are switched off in the
    way that each version of Python has for it.
-10. Readers take turns, four in a round of the loop, while somebody writes one. Else all who have
+10. Readers take turns, eight in a round of the loop, while somebody writes one. Else all who have
     come meanwhile would read in each round, and the writer, who has to wait some rounds for its
     thread, would wait for them all; so would new clients, for uvloop accepts one in a round.
 11. Rows that come one by one while a transaction is on its way to the disk go into the next one
@@ -376,7 +376,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 class InTurn(InOrderPool):
     """A pool that gives out few connections in a round of the event loop, in the order of asking.
 
-    Each round costs time, too: with four in a round, some more are served than with one.
+    Each round costs time, too: with eight in a round, more are served than with one.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -409,7 +409,7 @@ class InTurn(InOrderPool):
 
     def turns(self) -> int:
         """Return how many a round has."""
-        return 1 if Connection.writing else 4
+        return 1 if Connection.writing else 8
 
     def connect(self) -> PoolProxiedConnection:
         """Wait for a turn, and for a connection."""

@@ -552,20 +552,34 @@ def test_10_readers_take_turns(file: Path, session: bool) -> None:
 
         async def rounds() -> int:
             seen.clear()
-            await asyncio.gather(*(read(i) for i in range(20)))
-            assert [i for i, _ in seen] == list(range(20)), "one overtook another"
+            await asyncio.gather(*(read(i) for i in range(24)))
+            assert [i for i, _ in seen] == list(range(24)), "one overtook another"
             return len({number for _, number in seen})
 
         await read(0)  # opens the connection
         loop.call_soon(count)
-        assert await rounds() == 5, "four in a round"
+        assert await rounds() == 3, "eight in a round"
         async with writer.begin():
-            assert await rounds() == 20, "two read in one round, though somebody writes"
-        assert await rounds() == 5, "nobody writes any more"
+            assert await rounds() == 24, "two read in one round, though somebody writes"
+        assert await rounds() == 3, "nobody writes any more"
         with pytest.raises(ZeroDivisionError):
             async with writer.begin():
                 raise ZeroDivisionError
-        assert await rounds() == 5, "nobody writes any more"
+        assert await rounds() == 3, "nobody writes any more"
+
+    run_with_all(file, test)
+
+
+def test_10_who_leaves_before_their_turn_keeps_nobody_waiting(file: Path) -> None:
+    async def test(engines: Engines) -> None:
+        select_all = text("SELECT * FROM t")
+        await engines.read(select_all, {})  # opens the connection
+        reads = [asyncio.create_task(engines.read(select_all, {})) for _ in range(30)]
+        await asyncio.sleep(0)
+        for leaving in reads[10:20]:
+            assert leaving.cancel()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*reads[:10], *reads[20:])
 
     run_with_all(file, test)
 

@@ -574,7 +574,7 @@ def test_10_who_leaves_before_their_turn_keeps_nobody_waiting(file: Path) -> Non
     async def test(engines: Engines) -> None:
         select_all = text("SELECT * FROM t")
         await engines.read(select_all, {})  # opens the connection
-        reads = [asyncio.create_task(engines.read(select_all, {})) for _ in range(30)]
+        reads = [asyncio.ensure_future(engines.read(select_all, {})) for _ in range(30)]
         await asyncio.sleep(0)
         for leaving in reads[10:20]:
             assert leaving.cancel()

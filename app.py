@@ -86,7 +86,7 @@ IF_NONE_MATCH = {
 
 def etag(user: UserRead | UserRow) -> dict[str, str]:
     """Return the header that names a user's version (RFC 9110, section 8.8.3)."""
-    return {"ETag": f'"{user.version}"'}
+    return {"ETag": f'"{user.version:d}"'}
 
 
 def versions(if_match: str | None) -> set[int] | None:

@@ -38,7 +38,7 @@ from errors import Fault, classify
 from export import Format, plain_cell, read_pages, to_pieces
 from models import User, UserCreate, UserQuery, UserRow, fold
 from start import CannotStart, start
-from store import UNFINISHED, Backend, EmailTaken, UserStore, choose_backend
+from store import UNFINISHED, Backend, DamagedUser, EmailTaken, UserStore, choose_backend
 from strict import read_json
 
 SETTING = "DATABASE_URL"
@@ -107,6 +107,8 @@ async def opened(unfinished: bool = False) -> AsyncIterator[Backend]:
         yield backend
     except CannotStart as error:
         raise Stop(str(error)) from None
+    except DamagedUser as error:
+        raise Stop(f"{SETTING}: {error}.") from None
     except database_errors as error:
         code = backend.driver_code(error)
         fault = classify(error, code)
@@ -348,13 +350,8 @@ async def side_by_side(
     here = (user async for users in read_pages(store) for user in users)
 
     async def next_line() -> UserRow | None:
-        if (line := await anext(lines, None)) is None:
-            return None
-        try:
-            return msgspec.json.decode(line, type=UserRow)
-        except msgspec.ValidationError as error:
-            user_id = msgspec.json.decode(line)["id"]
-            raise Stop(f"SRC_URL: user {user_id} is damaged: {error}.") from None
+        line = await anext(lines, None)
+        return msgspec.json.decode(line, type=UserRow) if line else None
 
     theirs, ours = await next_line(), await anext(here, None)
     while theirs or ours:

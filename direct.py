@@ -33,7 +33,7 @@ Rows = Sequence[Sequence[Any]]
 
 
 class AsText(FunctionElement[Any]):
-    """A column of times in a SELECT that servers are to send as text, which SQLite does anyway.
+    """A column of ``Millis`` in a SELECT that servers are to send as text, as SQLite does anyway.
 
     From a text, Python makes a datetime several times as fast as the drivers make one.
     """

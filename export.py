@@ -3,13 +3,14 @@
 import csv
 import io
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
 from fastapi.responses import StreamingResponse
 
 from models import UserQuery, UserRow
-from store import UserStore, read_page
+from store import DamagedUser, UserStore, read_page
 
 Format = Literal["jsonl", "csv"]
 MEDIA_TYPES: dict[Format, str] = {"jsonl": "application/jsonl", "csv": "text/csv; charset=utf-8"}
@@ -20,15 +21,27 @@ TO_JSON = msgspec.json.Encoder()
 FORMULA = tuple("=+-@＝＋－＠")  # noqa: RUF001 (the full-width forms are meant)
 
 
+def check(user: UserRow) -> UserRow:
+    """Return a user whose values have the right types. Raises DamagedUser.
+
+    msgspec would make base64 of bytes, for example, and who imports that does not notice it.
+    """
+    try:
+        fields = msgspec.to_builtins(user, builtin_types=(bytes, datetime))
+        return msgspec.convert(fields, UserRow)
+    except msgspec.ValidationError as error:
+        raise DamagedUser(f"user {user.id} is damaged: {error}") from None
+
+
 async def read_pages(store: UserStore) -> AsyncIterator[list[UserRow]]:
-    """Yield all users by id, page by page, at least one page.
+    """Yield all users by id, page by page, at least one page. Raises DamagedUser.
 
     Between two pages no connection is held, however slowly a client reads.
     """
     query = UserQuery(limit=200)
     while True:
         page = await read_page(store, query)
-        yield page["items"]
+        yield [*map(check, page["items"])]
         if page["next"] is None:
             return
         query = UserQuery(limit=200, cursor=page["next"])

@@ -182,7 +182,8 @@ class UserRow(msgspec.Struct):
     """A user as a store reads it: the same fields as those of ``UserRead``, and the same JSON.
 
     msgspec makes one, and its JSON, many times as fast as pydantic: it checks nothing. Roster has
-    checked what is in the database when it came in.
+    checked what is in the database when it came in. A field of ``UserRead`` has to be here, too; a
+    default, an alias or a serializer that it has there is not used.
     """
 
     id: int
@@ -213,9 +214,13 @@ class Millis(UTCDateTime):
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
         """Return what makes an aware datetime of a text, or of a datetime: all are in UTC."""
         parse = datetime.fromisoformat
-        return lambda time: (
-            parse(time + "+00:00") if isinstance(time, str) else time and time.replace(tzinfo=UTC)
-        )
+
+        def to_utc(time: Any) -> datetime | None:
+            if isinstance(time, str):
+                return parse(time + "+00:00")
+            return None if time is None else time.replace(tzinfo=UTC)
+
+        return to_utc
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """Return DATETIME(3) there, the usual type elsewhere."""

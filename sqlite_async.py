@@ -382,12 +382,13 @@ class InTurn(InOrderPool):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.given = 0  # turns, in this round
+        self.woken = False  # those who have waited for them come first
         self.asking: deque[asyncio.Future[None]] = deque()
 
     async def wait_for_turn(self) -> None:
         """Wait for a turn, if this round has no more."""
         loop = asyncio.get_running_loop()
-        if self.asking or self.given >= self.turns():
+        if self.asking or self.woken or self.given >= self.turns():
             turn = loop.create_future()
             self.asking.append(turn)
             await turn
@@ -404,7 +405,8 @@ class InTurn(InOrderPool):
             if not turn.done():  # else who waited has left
                 turn.set_result(None)
                 self.given += 1
-        if self.given:
+        self.woken = self.given > 0
+        if self.woken:
             asyncio.get_running_loop().call_soon(self.begin_round)
 
     def turns(self) -> int:

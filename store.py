@@ -7,7 +7,7 @@ order as every other store, so that two of them can be read side by side.
 import sys
 from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol, TypedDict
 
 from models import ID_MAX, Cursor, UserCreate, UserQuery, UserRead, UserRow, UserUpdate
 
@@ -36,6 +36,10 @@ class EmailTaken(Exception):
 
 class WrongTables(Exception):
     """A database has other tables than this release; the text, after its name, says what to do."""
+
+
+class DamagedUser(Exception):
+    """What a database holds of a user is none; the text says whose, and what is wrong."""
 
 
 class UnfinishedCopy(Exception):
@@ -169,13 +173,21 @@ def choose_backend(url: str) -> Backend:
     )
 
 
-async def read_page(store: UserStore, query: UserQuery) -> dict[str, Any]:
-    """Return the fields of the UserPage that a query asks for, its items being rows.
+class RowPage(TypedDict):
+    """A ``UserPage`` whose items are rows."""
+
+    items: list[UserRow]
+    next: str | None
+    total: NotRequired[int]
+
+
+async def read_page(store: UserStore, query: UserQuery) -> RowPage:
+    """Return the page that a query asks for, with the cursor of the one after it.
 
     One user more than the page holds is read, to know whether there is another page.
     """
     rows = await store.page(query, query.limit + 1)
-    page: dict[str, Any] = {"items": rows[: query.limit], "next": None}
+    page: RowPage = {"items": rows[: query.limit], "next": None}
     if len(rows) > query.limit:
         last = rows[query.limit - 1]
         page["next"] = Cursor(query.sort, last.id, last.name).encode()

@@ -259,8 +259,8 @@ def new_document(user_id: int, new: UserCreate) -> Document:
 def to_row(document: Document) -> UserRow:
     """Return a document's fields as a client sees them; None for one that it lacks."""
     found = [document["_id"], *map(document.get, SEEN)]
-    # msgspec does not know Int64, which is MongoDB's integer of 64 bits.
-    fields: list[Any] = [int(value) if isinstance(value, Int64) else value for value in found]
+    # msgspec does not know Int64, and old shells of MongoDB's make a float of every number.
+    fields: list[Any] = [int(each) if isinstance(each, (Int64, float)) else each for each in found]
     return UserRow(*fields)
 
 

@@ -139,6 +139,33 @@ def test_copy_that_broke_off_is_no_copy_and_the_same_command_goes_on(
     assert rows(back)[-1][0] == 1203
 
 
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            "UPDATE users SET version = 1.5 WHERE id = 7",
+            "Expected `int`, got `float` - at `$.version`",
+        ),
+        (
+            "UPDATE users SET name = x'416461' WHERE id = 7",
+            "Expected `str`, got `bytes` - at `$.name`",
+        ),
+        (
+            "UPDATE users SET email = x'ff' WHERE id = 7",
+            "Expected `str`, got `bytes` - at `$.email`",
+        ),
+    ],
+)
+def test_user_who_is_damaged_is_named_and_not_exported(
+    source: Path, tmp_path: Path, damage: str, said: str
+) -> None:
+    change(source, damage)
+    said = f"user 7 is damaged: {said}."
+    assert refusal(cli("export", url=f"sqlite:///{source}")) == f"DATABASE_URL: {said}"
+    copy = cli("copy", f"sqlite:///{source}", f"sqlite:///{tmp_path}/new.db")
+    assert refusal(copy).startswith(f"SRC_URL: {said}")
+
+
 def test_copy_of_a_database_to_itself_leaves_it_as_it_was(tmp_path: Path) -> None:
     one, same = f"sqlite:///{tmp_path}/a.db", f"sqlite:///{tmp_path}/../{tmp_path.name}/a.db"
     assert cli("import", "-", given="name,email\n", url=one).returncode == 0

@@ -310,3 +310,16 @@ def test_commit_that_fails_is_never_a_201(file: Path) -> None:
         assert (await client.post("/users/", json=new)).status_code == 201
 
     in_process(test)
+
+
+def test_version_that_is_no_number_becomes_no_header(file: Path) -> None:
+    async def test(client: httpx.AsyncClient) -> None:
+        new = {"name": "Ada", "email": "ada@example.com"}
+        assert (await client.post("/users/", json=new)).headers["etag"] == '"1"'
+        async with db.open_session() as session:
+            await session.exec(text("UPDATE users SET version = 'x' || char(13, 10) || 'y: z'"))
+            await session.commit()
+        with pytest.raises(ValueError, match="format code"):
+            await client.get("/users/1")
+
+    in_process(test)

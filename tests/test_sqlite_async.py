@@ -570,16 +570,56 @@ def test_10_readers_take_turns(file: Path, session: bool) -> None:
     run_with_all(file, test)
 
 
-def test_10_who_leaves_before_their_turn_keeps_nobody_waiting(file: Path) -> None:
+def test_10_readers_who_come_later_are_served_later(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def test(engines: Engines) -> None:
         select_all = text("SELECT * FROM t")
+        asked: list[int] = []
+        served: list[int] = []
+
+        async def read() -> None:
+            number = len(asked)
+            asked.append(number)
+            await engines.read(select_all, {})
+            served.append(number)
+
+        async def end_of_writing() -> None:
+            monkeypatch.setattr(sqlite_async.Connection, "writing", set())
+
+        await read()  # opens the connection
+        reads = [asyncio.create_task(read()) for _ in range(20)]
+        for _ in range(5):  # one in each round
+            await asyncio.sleep(0)
+            reads.append(asyncio.create_task(read()))
+        await asyncio.gather(*reads)
+        monkeypatch.setattr(sqlite_async.Connection, "writing", {None})
+        await asyncio.gather(read(), read(), end_of_writing(), read())
+        assert served == asked
+
+    run_with_all(file, test)
+
+
+def test_10_who_leaves_before_their_turn_takes_none(file: Path) -> None:
+    async def test(engines: Engines) -> None:
+        loop = asyncio.get_running_loop()
+        select_all = text("SELECT * FROM t")
+        rounds = 0
+
+        def count() -> None:
+            nonlocal rounds
+            rounds += 1
+            loop.call_soon(count)
+
         await engines.read(select_all, {})  # opens the connection
-        reads = [asyncio.ensure_future(engines.read(select_all, {})) for _ in range(30)]
+        reads = [asyncio.ensure_future(engines.read(select_all, {})) for _ in range(40)]
         await asyncio.sleep(0)
-        for leaving in reads[10:20]:
+        for leaving in reads[8:32]:
             assert leaving.cancel()
+        loop.call_soon(count)
         async with asyncio.timeout(5):
-            await asyncio.gather(*reads[:10], *reads[20:])
+            await asyncio.gather(*reads[:8], *reads[32:])
+        assert rounds < 4
 
     run_with_all(file, test)
 

@@ -3,8 +3,8 @@
 The rules of a field stand here, once, before any database is asked: five databases cannot disagree
 about a value that never reaches them. ``User`` is the SQL table. Table models do not validate
 (https://sqlmodel.tiangolo.com/tutorial/fastapi/multiple-models/), so what comes from outside goes
-through ``UserCreate`` or ``UserUpdate`` first, and what goes out is a ``UserRead``, or of what was
-only read a ``UserRow``, which is the same.
+through ``UserCreate`` or ``UserUpdate`` first, and what goes out is a ``UserRead``; of what was
+only read, a ``UserRow``, which is the same.
 """
 
 import re

@@ -45,8 +45,8 @@ SETTING = "DATABASE_URL"
 GO_ON = "The copy is not finished; the same command again goes on."
 BATCH = 1000  # users in one transaction
 LINE_MAX = 2**16  # bytes; a user takes some 500
-# What an export has, and the database gives: an import leaves it out.
 FIELDS = UserRow.__struct_fields__
+# What an export has, and the database gives: an import leaves it out.
 GIVEN = {*FIELDS} - UserCreate.model_fields.keys()
 BACKUP_TOOLS = {
     "postgresql": "pg_dump",

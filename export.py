@@ -27,6 +27,7 @@ def check(user: UserRow) -> UserRow:
     msgspec would make base64 of bytes, for example, and who imports that does not notice it.
     """
     try:
+        # A UserRow would be taken as it is; its fields, in a dict, are not.
         fields = msgspec.to_builtins(user, builtin_types=(bytes, datetime))
         return msgspec.convert(fields, UserRow)
     except msgspec.ValidationError as error:

@@ -182,8 +182,8 @@ class UserRow(msgspec.Struct):
     """A user as a store reads it: the same fields as those of ``UserRead``, and the same JSON.
 
     msgspec makes one, and its JSON, many times as fast as pydantic: it checks nothing. Roster has
-    checked what is in the database when it came in. A field of ``UserRead`` has to be here, too; a
-    default, an alias or a serializer that it has there is not used.
+    checked what is in the database when it came in. A field of ``UserRead`` is needed here, too;
+    its default, alias or serializer there is not used.
     """
 
     id: int

@@ -39,7 +39,7 @@ class WrongTables(Exception):
 
 
 class DamagedUser(Exception):
-    """What a database holds of a user is none; the text says whose, and what is wrong."""
+    """A user's value in the database has a wrong type; the text says whose, and which."""
 
 
 class UnfinishedCopy(Exception):

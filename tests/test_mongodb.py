@@ -85,7 +85,11 @@ def test_what_is_read_has_the_fields_that_roster_knows(database: Database, tmp_p
         users.update_many({}, {"$set": {"salary": 1}})
         assert read_all(client) == [user]
         assert client.get(f"/users/{user['id']}").json() == user
-        users.update_many({}, {"$unset": {"name": ""}})
+        users.update_many({}, {"$set": {"version": 1.0}})  # as an old shell does
+        assert client.get(f"/users/{user['id']}").headers["etag"] == '"1"'
+        users.update_many({}, {"$unset": {"version": ""}})
+        assert read_all(client) == [{**user, "version": None}]
+        users.update_many({}, {"$set": {"version": 1}, "$unset": {"name": ""}})
         assert read_all(client) == [{**user, "name": None}]
         assert client.get(f"/users/{user['id']}").json() == {**user, "name": None}
 

@@ -22,7 +22,9 @@ here, on the event loop, and only what can take long goes to a thread. ``db`` ge
 8. There is one writer; the pool of one is the queue for it. Readers cannot write, and leave it to
    the writer to move the write-ahead log into the database. The writer opens first, for it makes
    the log. A reader's statement is a transaction by itself, as in PostgreSQL's autocommit.
-   A statement that is known to be slow goes straight to the thread.
+   A statement that is known to be slow goes straight to the thread. Quick ones without a session
+   share a connection that no slow one takes, and in a round of the loop a transaction. That ends
+   with the round, before anybody hears of what is committed meanwhile.
 9. Transactions are ours alone: Python's own, which begin without a lock, are switched off in the
    way that each version of Python has for it.
 10. Readers take turns, eight in a round of the loop, while somebody writes one. Else all who have
@@ -53,7 +55,7 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.exc import ArgumentError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
+from sqlalchemy.pool import Pool, PoolProxiedConnection
 from sqlalchemy.util import await_, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -82,6 +84,7 @@ class Connection(sqlite3.Connection):
 
     writes: bool
     patience: float
+    plain: sqlite3.Cursor
     thread: ThreadPoolExecutor
 
     deadline = math.inf  # a statement is interrupted when this is past
@@ -97,6 +100,7 @@ class Connection(sqlite3.Connection):
         """Make the thread, and the clock that SQLite looks at."""
         self.writes = writes
         self.patience = patience
+        self.plain = super().cursor()
         self.thread = ThreadPoolExecutor(1, "sqlite")
         self.set_progress_handler(lambda: time.monotonic() > self.deadline, STEPS)
 
@@ -165,20 +169,28 @@ class Connection(sqlite3.Connection):
         return number
 
     def attempt(self, sql: str, parameters: Sequence[Any]) -> list[Any] | None:
-        """Return the rows of a reader's statement, None if it cannot be done here and now.
+        """Return the rows of a statement that reads, None if it cannot be done here and now.
 
-        Whoever gets None does it by ``perform``, which waits for a lock, or takes the thread.
+        Whoever gets None does it by ``perform``, which waits for a lock, or takes the thread. Those
+        of one round share a transaction, as SQLite takes two locks for each.
         """
         self.deadline = time.monotonic() + BUDGET
         try:
             self.check_file()
-            return self.send(sql, parameters).fetchall()
+            if not self.in_transaction:
+                self.plain.execute("BEGIN")
+            return self.plain.execute(sql, parameters).fetchall()
         except sqlite3.Error as error:  # whatever it is, perform meets it again
             if primary_code(error) == sqlite3.SQLITE_INTERRUPT:
                 remember_slow(sql)
             return None
         finally:
             self.deadline = math.inf
+
+    def end_attempts(self) -> None:
+        """End the transaction of a round's attempts."""
+        if self.in_transaction:
+            self.plain.execute("ROLLBACK")
 
     def perform(self, sql: str, work: Callable[[], Any]) -> Any:
         """Run a statement on the loop if it may be interrupted there and is quick, else not."""
@@ -384,6 +396,7 @@ class InTurn(InOrderPool):
         self.given = 0  # turns, in this round
         self.woken = False  # those who have waited for them come first
         self.asking: deque[asyncio.Future[None]] = deque()
+        self.kept: Connection | None = None
 
     async def wait_for_turn(self) -> None:
         """Wait for a turn, if this round has no more."""
@@ -398,7 +411,7 @@ class InTurn(InOrderPool):
             self.given += 1
 
     def begin_round(self) -> None:
-        """Give new turns to those who have waited longest."""
+        """Give new turns to those who have waited longest; what they read is new, too."""
         self.given = 0
         while self.asking and self.given < self.turns():
             turn = self.asking.popleft()
@@ -408,6 +421,8 @@ class InTurn(InOrderPool):
         self.woken = self.given > 0
         if self.woken:
             asyncio.get_running_loop().call_soon(self.begin_round)
+        if self.kept:
+            self.kept.end_attempts()
 
     def turns(self) -> int:
         """Return how many a round has."""
@@ -418,10 +433,22 @@ class InTurn(InOrderPool):
         await_(self.wait_for_turn())
         return super().connect()
 
-    async def borrow(self) -> ConnectionPoolEntry | None:
-        """Wait for a turn, and for a connection."""
-        await self.wait_for_turn()
-        return await super().borrow()
+    def keep_one(self) -> Connection | None:
+        """Return the connection for what is done at once, None as long as there is none.
+
+        It leaves the pool. All who read share it, and await nothing while they do.
+        """
+        if self.kept is None and not self._pool.empty():
+            self.kept = self._pool.get_nowait().driver_connection
+            self._dec_overflow()  # another one may be opened in its place
+        return self.kept
+
+    def dispose(self) -> None:
+        """Close all connections that nobody uses."""
+        super().dispose()
+        kept, self.kept = self.kept, None
+        if kept:
+            kept.close()
 
 
 class DirectReader:
@@ -435,13 +462,10 @@ class DirectReader:
         found = compiled(statement, self.reader.dialect)
         if found and found.sql not in slow:
             parameters = found.parameters(values)
-            pool = cast(InOrderPool, self.reader.pool)
-            if entry := await pool.borrow():
-                connection = cast(Connection, entry.driver_connection)
-                try:
-                    rows = connection.attempt(found.sql, parameters)
-                finally:
-                    pool.give_back(entry)
+            pool = cast(InTurn, self.reader.pool)
+            await pool.wait_for_turn()
+            if connection := pool.keep_one():
+                rows = connection.attempt(found.sql, parameters)
                 if rows is not None:
                     return found.rows(rows)
         return await read_by_sqlalchemy(self.reader, statement, values)
@@ -559,7 +583,7 @@ registry.register("sqlite.loop", __name__, "Dialect")
 
 
 def make_engines(url: URL, **options: Any) -> tuple[AsyncEngine, AsyncEngine]:
-    """Return engines for a file: one with the writer, one with four readers."""
+    """Return engines for a file: one with the writer, one with four readers and the one for all."""
     url = url.set(drivername="sqlite+loop")
     writer = create_async_engine(url, pool_size=1, connect_args={"writes": True}, **options)
     reader = create_async_engine(url, pool_size=4, connect_args={"writes": False}, **options)

@@ -117,9 +117,9 @@ async def stall(work: Awaitable[Any]) -> float:
     return longest / (last - began)
 
 
-async def until_in_thread(ticks: list[str]) -> None:
-    """Wait until a statement runs in a thread."""
-    while "sqlite" not in ticks:  # noqa: ASYNC110 (it is the thread that says so)
+async def until_in_thread(ticks: list[str], statements: int = 1) -> None:
+    """Wait until some statements have begun to run in threads."""
+    while ticks.count("sqlite") < statements:  # noqa: ASYNC110 (it is the thread that says so)
         await asyncio.sleep(0.01)
 
 
@@ -509,6 +509,43 @@ def test_8_slow_statement_goes_to_the_thread_until_it_is_quick(
     run(file, test)
 
 
+def test_8_quick_reader_waits_for_no_slow_one(file: Path, ticks: list[str]) -> None:
+    async def test(engines: Engines) -> None:
+        for _ in range(2):
+            await engines.read(text("SELECT * FROM t"), {})  # opens the connection, and keeps it
+        slow = [asyncio.ensure_future(engines.read(READ, ENDLESS)) for _ in range(6)]
+        await until_in_thread(ticks, 4)
+        async with asyncio.timeout(2):
+            await engines.read(text("SELECT * FROM t"), {})
+        assert not any(task.done() for task in slow)
+        for task in slow:
+            task.cancel()
+        await asyncio.wait(slow)
+
+    run_with_all(file, test)
+
+
+def test_8_quick_readers_of_a_round_share_a_transaction(file: Path) -> None:
+    async def test(engines: Engines) -> None:
+        count = text("SELECT count(*) FROM t")
+
+        async def read() -> int:
+            [(found,)] = await engines.read(count, {})
+            return int(found)
+
+        async def another_process_writes() -> None:
+            with sqlite3.connect(file) as connection:
+                connection.execute("INSERT INTO t VALUES (1)")
+            connection.close()
+
+        for before in range(3):
+            assert await read() == before
+            first, _, last = await asyncio.gather(read(), another_process_writes(), read())
+            assert (first, last) == (before, before)
+
+    run_with_all(file, test)
+
+
 def test_9_python_begins_no_transactions(file: Path) -> None:
     async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
         async with writer.connect() as writing:
@@ -833,12 +870,13 @@ def test_cursors_leave_nothing_behind(file: Path, session: bool) -> None:
 
 
 def test_nothing_is_left_when_the_engines_are_disposed_of(file: Path, ticks: list[str]) -> None:
-    async def test(writer: AsyncEngine, reader: AsyncEngine) -> None:
-        await insert(writer, 1)
-        async with reader.connect() as reading:
+    async def test(engines: Engines) -> None:
+        await insert(engines.writer, 1)
+        async with engines.reader.connect() as reading:
             await reading.execute(READ, LONG)
+        await engines.read(text("SELECT * FROM t"), {})
 
-    run(file, test)
+    run_with_all(file, test)
     assert [path.name for path in file.parent.iterdir()] == [file.name], "the log is in use"
     deadline = time.monotonic() + 5
     while names := [t.name for t in threading.enumerate() if t.name.startswith("sqlite")]:

@@ -19,6 +19,7 @@ from conftest import Server, serve
 
 CLIENTS = 24
 STUCK = 10  # seconds without an answer
+COUNT = "/users/?name=x&total=true"  # counts tens of thousands, in a thread
 MAY_GROW = {"MiB": 1.2, "files": 1, "threads": 1}
 answers: Counter[str] = Counter()
 stored: dict[int, str] = {}  # users who were acknowledged, and not deleted since: id -> email
@@ -57,6 +58,7 @@ async def leave(client: httpx.AsyncClient, method: str, path: str, body: Any = N
 
 async def use(client: httpx.AsyncClient, until: float) -> None:
     """Be one client: write, read, and leave now and then."""
+    await ask(client, "GET", COUNT)  # all do this at once, and the app opens every connection
     while time.monotonic() < until:
         email = f"{random()}@example.com"
         user = await ask(client, "POST", "/users/", {"name": "Ada", "email": email})
@@ -66,7 +68,7 @@ async def use(client: httpx.AsyncClient, until: float) -> None:
         await ask(client, "GET", path)
         await ask(client, "GET", "/users/?limit=100&sort=-id")
         if random() < 0.1:
-            await ask(client, "GET", "/users/?name=x&total=true")  # counts thousands, in a thread
+            await ask(client, "GET", COUNT)
             await leave(client, "GET", "/users/export")
             await leave(client, "PATCH", path, {"name": "left"})
             two = [{"name": "left", "email": f"{random()}@example.org"} for _ in range(2)]
@@ -97,7 +99,7 @@ def main(minutes: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "roster.db"
         with serve(f"sqlite:///{file}", Path(folder), "--no-access-log", app="app:app") as server:
-            for i in range(20):
+            for i in range(50):
                 many = [{"name": f"x {j}", "email": f"{i}.{j}@example.net"} for j in range(1000)]
                 httpx.post(f"{server.url}/users/bulk", json=many, timeout=60).raise_for_status()
             try:

@@ -24,7 +24,8 @@ here, on the event loop, and only what can take long goes to a thread. ``db`` ge
    the log. A reader's statement is a transaction by itself, as in PostgreSQL's autocommit.
    A statement that is known to be slow goes straight to the thread. Quick ones without a session
    share a connection that no slow one takes, and in a round of the loop a transaction. That ends
-   with the round, before anybody hears of what is committed meanwhile.
+   with the round, before anybody hears of what is committed meanwhile, or when a session asks: who
+   has read what is new reads nothing older.
 9. Transactions are ours alone: Python's own, which begin without a lock, are switched off in the
    way that each version of Python has for it.
 10. Readers take turns, eight in a round of the loop, while somebody writes one. Else all who have
@@ -81,6 +82,7 @@ class Connection(sqlite3.Connection):
     """
 
     writing: ClassVar["set[Connection]"] = set()  # those whose transaction is open
+    shared: ClassVar["set[Connection]"] = set()  # those for what is done at once
 
     writes: bool
     patience: float
@@ -148,6 +150,7 @@ class Connection(sqlite3.Connection):
             super(Connection, self).close()
 
         self.writing.discard(self)
+        self.shared.discard(self)
         closing = self.thread.submit(work)
         self.thread.shutdown(wait=False)
         if in_greenlet():  # else the garbage collector calls
@@ -174,11 +177,11 @@ class Connection(sqlite3.Connection):
         Whoever gets None does it by ``perform``, which waits for a lock, or takes the thread. Those
         of one round share a transaction, as SQLite takes two locks for each.
         """
-        self.deadline = time.monotonic() + BUDGET
         try:
             self.check_file()
             if not self.in_transaction:
                 self.plain.execute("BEGIN")
+            self.deadline = time.monotonic() + BUDGET
             return self.plain.execute(sql, parameters).fetchall()
         except sqlite3.Error as error:  # whatever it is, perform meets it again
             if primary_code(error) == sqlite3.SQLITE_INTERRUPT:
@@ -194,6 +197,8 @@ class Connection(sqlite3.Connection):
 
     def perform(self, sql: str, work: Callable[[], Any]) -> Any:
         """Run a statement on the loop if it may be interrupted there and is quick, else not."""
+        for connection in self.shared:
+            connection.end_attempts()
         if not self.writes:
             self.check_file()
         self.check()
@@ -441,6 +446,7 @@ class InTurn(InOrderPool):
         if self.kept is None and not self._pool.empty():
             self.kept = self._pool.get_nowait().driver_connection
             self._dec_overflow()  # another one may be opened in its place
+            Connection.shared.add(self.kept)
         return self.kept
 
     def dispose(self) -> None:
@@ -459,16 +465,19 @@ class DirectReader:
 
     async def read(self, statement: Executable, values: dict[str, Any]) -> Rows:
         """Run one statement, and return its rows."""
+        pool = cast(InTurn, self.reader.pool)
         found = compiled(statement, self.reader.dialect)
         if found and found.sql not in slow:
             parameters = found.parameters(values)
-            pool = cast(InTurn, self.reader.pool)
             await pool.wait_for_turn()
             if connection := pool.keep_one():
                 rows = connection.attempt(found.sql, parameters)
                 if rows is not None:
                     return found.rows(rows)
-        return await read_by_sqlalchemy(self.reader, statement, values)
+        try:
+            return await read_by_sqlalchemy(self.reader, statement, values)
+        finally:
+            pool.keep_one()  # the first statement has opened it; those after it may all be slow
 
 
 class GroupCommit:

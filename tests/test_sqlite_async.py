@@ -77,9 +77,14 @@ def run(file: Path, test: Test, options: str = "") -> None:
 
 
 def run_with_all(file: Path, test: TestOfAll, options: str = "") -> None:
-    """Run a test's coroutine with the engines of a new file, which has a table ``t``."""
+    """Run a test's coroutine with the engines of a new file, which has a table ``t``.
+
+    What the loop calls without anybody who waits for it must not raise either.
+    """
+    unheard: list[dict[str, Any]] = []
 
     async def with_engines() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: unheard.append(what))
         engines: Engines = make_engines(make_url(f"sqlite:///{file}{options}"), 1)
         try:
             async with engines.writer.begin() as writing:
@@ -90,6 +95,7 @@ def run_with_all(file: Path, test: TestOfAll, options: str = "") -> None:
                 await engine.dispose()
 
     asyncio.run(with_engines())
+    assert not unheard
 
 
 def rows(file: Path) -> list[int]:
@@ -99,6 +105,14 @@ def rows(file: Path) -> list[int]:
         return [row[0] for row in connection.execute("SELECT i FROM t ORDER BY i LIMIT 50")]
     finally:
         connection.close()
+
+
+def insert_outside(file: Path) -> None:
+    """Insert a row as another process does."""
+    connection = sqlite3.connect(file)
+    with connection:
+        connection.execute("INSERT INTO t VALUES (1)")
+    connection.close()
 
 
 async def stall(work: Awaitable[Any]) -> float:
@@ -346,6 +360,24 @@ def test_4_transactions_begin_and_end_without_a_budget(
     assert rows(file) == [0, 2, 4]
 
 
+def test_4_quick_reader_begins_without_a_budget(
+    file: Path, ticks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_async, "STEPS", 1)
+
+    def slow_disk(_: object) -> None:
+        time.sleep(2 * sqlite_async.BUDGET)
+
+    async def test(engines: Engines) -> None:
+        await engines.read(text("SELECT * FROM t"), {})
+        monkeypatch.setattr(sqlite_async.Connection, "check_file", slow_disk)
+        await engines.read(text("SELECT tick()"), {})
+        assert ticks == ["MainThread"]
+        assert not sqlite_async.slow
+
+    run_with_all(file, test)
+
+
 def test_5_transaction_that_sqlite_has_undone_is_over(file: Path) -> None:
     async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
         async with writer.begin() as writing:
@@ -511,9 +543,14 @@ def test_8_slow_statement_goes_to_the_thread_until_it_is_quick(
 
 def test_8_quick_reader_waits_for_no_slow_one(file: Path, ticks: list[str]) -> None:
     async def test(engines: Engines) -> None:
-        for _ in range(2):
-            await engines.read(text("SELECT * FROM t"), {})  # opens the connection, and keeps it
-        slow = [asyncio.ensure_future(engines.read(READ, ENDLESS)) for _ in range(6)]
+        await engines.read(text("SELECT * FROM t"), {})  # opens the connection, and keeps it
+
+        async def read_in_a_session() -> Any:
+            async with engines.reader.connect() as session:
+                return await session.execute(READ, ENDLESS)
+
+        slow = [asyncio.ensure_future(read_in_a_session()) for _ in range(4)]
+        slow += [asyncio.ensure_future(engines.read(READ, ENDLESS)) for _ in range(2)]
         await until_in_thread(ticks, 4)
         async with asyncio.timeout(2):
             await engines.read(text("SELECT * FROM t"), {})
@@ -534,14 +571,27 @@ def test_8_quick_readers_of_a_round_share_a_transaction(file: Path) -> None:
             return int(found)
 
         async def another_process_writes() -> None:
-            with sqlite3.connect(file) as connection:
-                connection.execute("INSERT INTO t VALUES (1)")
-            connection.close()
+            insert_outside(file)
 
         for before in range(3):
             assert await read() == before
             first, _, last = await asyncio.gather(read(), another_process_writes(), read())
             assert (first, last) == (before, before)
+
+    run_with_all(file, test)
+
+
+def test_8_who_has_read_in_a_session_reads_nothing_older(file: Path) -> None:
+    async def test(engines: Engines) -> None:
+        count = text("SELECT count(*) FROM t")
+        for before, engine in enumerate(engines[:2]):
+            await engines.read(count, {})
+            await asyncio.sleep(0.01)  # another round
+            assert [*await engines.read(count, {})] == [(before,)]
+            insert_outside(file)
+            async with engine.connect() as session:
+                assert await session.scalar(count) == before + 1
+                assert [*await engines.read(count, {})] == [(before + 1,)]
 
     run_with_all(file, test)
 

@@ -10,6 +10,7 @@ Python does what the driver is slow at.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
@@ -20,12 +21,13 @@ from asyncpg import (
     PostgresError,
     ReadOnlySQLTransactionError,
 )
-from sqlalchemy import ColumnElement, Dialect, Engine, Executable, Insert
+from sqlalchemy import Column, Dialect, Engine, Executable, Insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
 from sqlalchemy.util import greenlet_spawn
 
 from pool import InOrderPool
@@ -33,23 +35,36 @@ from pool import InOrderPool
 Rows = Sequence[Sequence[Any]]
 
 
+class TimeAsText(TypeEngine[datetime]):
+    """A time that the database sends as text."""
+
+    def __init__(self, nullable: bool | None) -> None:
+        self.nullable = nullable
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        """Return what makes a datetime of it: C alone, if it can, is twice as fast."""
+        parse = datetime.fromisoformat
+        return (lambda text: text and parse(text)) if self.nullable else parse
+
+
 class AsText(FunctionElement[Any]):
-    """A column of ``Millis`` in a SELECT that servers are to send as text, as SQLite does anyway.
+    """A column of ``Millis`` in a SELECT that databases are to send as text, with its time zone.
 
     From a text, Python makes a datetime several times as fast as the drivers make one.
     """
 
     inherit_cache = True
 
-    def __init__(self, column: ColumnElement[Any]) -> None:
+    def __init__(self, column: Column[Any]) -> None:
         super().__init__(column)
-        self.type = column.type
+        self.type = TimeAsText(column.nullable)
 
 
-# A cast would follow PostgreSQL's DateStyle, which is set for a database or a role.
 TEXT = {
-    "postgresql": "to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')",
-    "mysql": "CAST({} AS CHAR)",
+    "sqlite": "{} || '+00:00'",
+    # A cast would follow PostgreSQL's DateStyle, which is set for a database or a role.
+    "postgresql": "to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US+00:00')",
+    "mysql": "concat({}, '+00:00')",
 }
 
 
@@ -57,7 +72,7 @@ TEXT = {
 def as_text(read: AsText, compiler: SQLCompiler, **options: Any) -> str:
     """Return the SQL (https://docs.sqlalchemy.org/en/21/core/compiler.html)."""
     column = compiler.process(read.clauses, **options)
-    return TEXT.get(compiler.dialect.name, "{}").format(column)
+    return TEXT[compiler.dialect.name].format(column)
 
 
 class Compiled(NamedTuple):

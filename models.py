@@ -305,21 +305,22 @@ class UserQuery(Schema):
     model_config = {"extra": "forbid"}
 
     limit: int = Field(default=50, ge=1, le=200, description="How many users, at most.")
-    cursor: Annotated[str, StringConstraints(pattern=CURSOR)] | MISSING = Field(
-        default=MISSING, description="`next` of the page before; it keeps that page's sort."
+    # What a factory makes is no default in the schema: an empty text that is sent is refused.
+    cursor: Annotated[str, StringConstraints(pattern=CURSOR)] = Field(
+        default_factory=str, description="`next` of the page before; it keeps that page's sort."
     )
     name: NamePrefix = Field(
         default="",
         description="The name begins with this, in any case. Fastest with `sort=name`.",
     )
-    email: Email | MISSING = Field(default=MISSING, description="The address, in any case.")
+    email: Email = Field(default_factory=str, description="The address, in any case.")
     sort: Sort = Field(default="id", description="By id or name; a minus sign turns it round.")
     total: bool = Field(default=False, description="Whether to count all that fit, too.")
 
     @cached_property
     def after(self) -> Cursor | None:
         """The position after which the page begins; None: at the beginning."""
-        return None if self.cursor is MISSING else Cursor.decode(self.cursor)
+        return Cursor.decode(self.cursor) if self.cursor else None
 
     @model_validator(mode="after")
     def keep_sort(self) -> Self:

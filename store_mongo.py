@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 import pymongo
 from bson import Int64
 from bson.errors import BSONError
-from pydantic import MISSING
 from pymongo import AsyncMongoClient, ReadPreference, ReturnDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
@@ -281,7 +280,7 @@ def fits(query: UserQuery) -> Document:
         prefix = fold(query.name)
         # Every key that begins with the prefix is in this range, and no other.
         conditions["name_key"] = {"$gte": prefix, "$lte": prefix.ljust(KEY_MAX, "\U0010ffff")}
-    if query.email is not MISSING:
+    if query.email:
         conditions["email_key"] = fold(query.email)
     return conditions
 

@@ -29,7 +29,6 @@ from functools import cache
 from ssl import SSLCertVerificationError
 from typing import Any
 
-from pydantic import MISSING
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
@@ -256,7 +255,7 @@ class RedisUserStore:
             high = min(high, member(query.after.id, query.after.name))
         elif query.after:
             low = max(low, member(query.after.id, query.after.name))
-        if query.email is not MISSING:
+        if query.email:
             rows = await self.holder(query)
             return [row for row in rows if low < member(row.id, row.name) < high]
         if query.name and not by_name:
@@ -282,14 +281,14 @@ class RedisUserStore:
 
     async def holder(self, query: UserQuery) -> list[UserRow]:
         """Return the user who has the query's address, if the name fits too."""
-        found = await reading(self.run, HOLDER, fold(str(query.email)))
+        found = await reading(self.run, HOLDER, fold(query.email))
         rows = [to_row(texts) for texts in found]
         return [row for row in rows if fold(row.name).startswith(fold(query.name))]
 
     @in_turn
     async def count(self, query: UserQuery) -> int:
         """Count by the positions of the first and the last, which Redis knows."""
-        if query.email is not MISSING:
+        if query.email:
             return len(await self.holder(query))
         prefix = fold(query.name).encode()
         ends = b"[" + prefix, b"[" + prefix + b"\xff"

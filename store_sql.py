@@ -23,7 +23,6 @@ from asyncpg import (
     PostgresError,
     TargetServerAttributeNotMatched,
 )
-from pydantic import MISSING
 from sqlalchemy import BindParameter, ColumnElement, bindparam, func, insert, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 from sqlmodel import SQLModel, select
@@ -342,18 +341,18 @@ def conditions(name: bool, email: bool) -> list[ColumnElement[bool]]:
 
 def filters(query: UserQuery) -> tuple[bool, bool]:
     """Return whether a query asks for a name, and for an email."""
-    return bool(query.name), query.email is not MISSING
+    return bool(query.name), bool(query.email)
 
 
 def parameters(query: UserQuery) -> dict[str, Any]:
     """Return what stands in the statements for a query."""
-    prefix = fold(query.name)
-    values: dict[str, Any] = {
-        "prefix": prefix,
-        "prefix_end": prefix.ljust(KEY_MAX, "\U0010ffff"),
-        "prefix_length": len(prefix),
-        "email_key": None if query.email is MISSING else fold(query.email),
-    }
+    values: dict[str, Any] = {}
+    if query.name:
+        prefix = fold(query.name)
+        end = prefix.ljust(KEY_MAX, "\U0010ffff")
+        values |= {"prefix": prefix, "prefix_end": end, "prefix_length": len(prefix)}
+    if query.email:
+        values["email_key"] = fold(query.email)
     if after := query.after:
         values |= {"after_id": after.id, "after_key": fold(after.name)}
     return values

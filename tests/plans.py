@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest.mock import patch
 
-from pydantic import MISSING
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -38,10 +37,10 @@ def page(sort: Sort, after: bool = False, prefix: bool = False) -> Question:
     """Return the question for a page: the first one or the one after a user, of all or by name."""
 
     async def ask(store: "SQLUserStore", user: UserRow) -> None:
-        cursor = Cursor(sort, user.id, user.name).encode() if after else MISSING
-        name = user.name[:1] if prefix else ""
-        query = UserQuery(sort=sort, cursor=cursor, name=name)
-        await store.page(query, 101)
+        query = {"sort": sort, "name": user.name[:1] if prefix else ""}
+        if after:
+            query["cursor"] = Cursor(sort, user.id, user.name).encode()
+        await store.page(UserQuery.model_validate(query), 101)
 
     return Question(ask, sort.removeprefix("-"), seeks=after or prefix)
 

@@ -106,8 +106,9 @@ def make_engines(url: URL, size: int, replica: URL | None = None) -> Engines:
         case _:
             make_engine = make_mysql_engine
     options = {"poolclass": InOrderPool, "pool_recycle": 1800, **POOL}
-    writer = make_engine(url, reading=False, pool_size=size // 2, **options)
-    options |= {"pool_size": size - size // 2, **AUTOCOMMIT}
+    for_changes = size * 2 // 5 or 1  # less is changed than read
+    writer = make_engine(url, reading=False, pool_size=for_changes, **options)
+    options |= {"pool_size": size - for_changes, **AUTOCOMMIT}
     reader = make_engine(replica or url, reading=True, **options)
     event.listen(writer.sync_engine, "handle_error", leave_demoted_server)
     alone = writer.sync_engine

@@ -72,7 +72,7 @@ TEXT = {
 def as_text(read: AsText, compiler: SQLCompiler, **options: Any) -> str:
     """Return the SQL (https://docs.sqlalchemy.org/en/21/core/compiler.html)."""
     column = compiler.process(read.clauses, **options)
-    return TEXT[compiler.dialect.name].format(column)
+    return TEXT.get(compiler.dialect.name, "{}").format(column)
 
 
 class Compiled(NamedTuple):

@@ -444,9 +444,11 @@ class InTurn(InOrderPool):
         It leaves the pool. All who read share it, and await nothing while they do.
         """
         if self.kept is None and not self._pool.empty():
-            kept = self.kept = cast(Connection, self._pool.get_nowait().driver_connection)
+            kept: Connection | None = self._pool.get_nowait().driver_connection
             self._dec_overflow()  # another one may be opened in its place
-            Connection.shared.add(kept)
+            if kept:  # else it was closed when a statement was cancelled
+                self.kept = kept
+                Connection.shared.add(kept)
         return self.kept
 
     def dispose(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from databases import Database
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_, greenlet_spawn
@@ -16,6 +17,7 @@ from sqlalchemy.util import await_, greenlet_spawn
 import db
 import pool
 import sqlite_async  # registers sqlite+loop
+from engines import make_engines
 from models import UserCreate, UserQuery, UserRow, utc_now
 from pool import InOrderPool, in_turn
 from start import start
@@ -41,6 +43,14 @@ def run(file: Path, test: Callable[[AsyncEngine], Awaitable[None]]) -> None:
             await engine.dispose()
 
     asyncio.run(with_engine())
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "mysql"])
+@pytest.mark.parametrize(("size", "changes", "reads"), [(2, 1, 1), (5, 2, 3), (10, 4, 6)])
+def test_more_connections_are_for_reading(scheme: str, size: int, changes: int, reads: int) -> None:
+    engines = make_engines(make_url(f"{scheme}://localhost/roster"), size)
+    pools: list[Any] = [engines.writer.pool, engines.reader.pool]
+    assert [each.size() for each in pools] == [changes, reads]
 
 
 def test_nobody_is_overtaken(tmp_path: Path) -> None:

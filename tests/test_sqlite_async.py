@@ -24,7 +24,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, func, text
 from sqlalchemy import insert as insert_into
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
 import sqlite_async
@@ -562,6 +562,18 @@ def test_8_quick_reader_waits_for_no_slow_one(file: Path, ticks: list[str]) -> N
     run_with_all(file, test)
 
 
+def test_8_cancelled_reader_leaves_no_connection_to_share(file: Path, ticks: list[str]) -> None:
+    async def test(engines: Engines) -> None:
+        first = asyncio.ensure_future(engines.read(READ, ENDLESS))
+        await until_in_thread(ticks, 1)
+        first.cancel()
+        await asyncio.wait([first])
+        await insert(engines.writer, 1)
+        assert [*await engines.read(text("SELECT * FROM t"), {})] == [(1,)]
+
+    run_with_all(file, test)
+
+
 def test_8_quick_readers_of_a_round_share_a_transaction(file: Path) -> None:
     async def test(engines: Engines) -> None:
         count = text("SELECT count(*) FROM t")
@@ -589,9 +601,10 @@ def test_8_who_has_read_in_a_session_reads_nothing_older(file: Path) -> None:
             await asyncio.sleep(0.01)  # another round
             assert [*await engines.read(count, {})] == [(before,)]
             insert_outside(file)
-            async with engine.connect() as session:
-                assert await session.scalar(count) == before + 1
-                assert [*await engines.read(count, {})] == [(before + 1,)]
+            session = AsyncSession(engine)
+            assert await session.scalar(count) == before + 1
+            await session.close()  # "async with" would take another round
+            assert [*await engines.read(count, {})] == [(before + 1,)]
 
     run_with_all(file, test)
 

@@ -26,7 +26,7 @@ class Settings(BaseSettings):
 
     database_url: SecretStr = SecretStr("sqlite:///roster.db")
     read_database_url: SecretStr = SecretStr("")
-    pool_size: int = Field(default=10, ge=2, le=1000)
+    pool_size: int = Field(default=15, ge=2, le=1000)
     api_tokens: SecretStr = SecretStr("")
     api_read_tokens: SecretStr = SecretStr("")
 

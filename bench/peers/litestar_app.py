@@ -115,7 +115,7 @@ alchemy = SQLAlchemyPlugin(
         ),
         before_send_handler="autocommit",  # commits before the answer is sent
         session_config=AsyncSessionConfig(expire_on_commit=False),
-        engine_config=EngineConfig(pool_size=10, max_overflow=0),
+        engine_config=EngineConfig(pool_size=15, max_overflow=0),
     )
 )
 app = Litestar(route_handlers=[UserController], plugins=[alchemy])

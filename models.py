@@ -305,7 +305,7 @@ class UserQuery(Schema):
     model_config = {"extra": "forbid"}
 
     limit: int = Field(default=50, ge=1, le=200, description="How many users, at most.")
-    # A factory, so that the schema has no default: an empty text, if it is sent, is refused.
+    # A factory, here and for email, so that the schema has no default: an empty text is refused.
     cursor: Annotated[str, StringConstraints(pattern=CURSOR)] = Field(
         default_factory=str, description="`next` of the page before; it keeps that page's sort."
     )

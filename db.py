@@ -4,7 +4,9 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import parse_qsl
 
 from fastapi import Depends, Request
 from pydantic import Field, SecretStr, ValidationError
@@ -17,6 +19,11 @@ from direct import Rows, read_by_sqlalchemy
 from engines import Engines, hosts, kind, make_engines, parse_url
 
 HAVE_READ_URL = ("postgresql", "postgres", "mysql", "mariadb")
+# A URL's options that name files, for TLS, as each driver calls them.
+NAME_FILES = {
+    *("sslrootcert", "sslcert", "sslkey", "sslcrl", "ssl_ca", "ssl_cert", "ssl_key"),
+    *("tlsCAFile", "tlsCertificateKeyFile", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"),
+}
 
 
 class Settings(BaseSettings):
@@ -42,6 +49,8 @@ def get_settings() -> Settings:
         sys.exit(f"{str(wrong['loc'][0]).upper()}: {wrong['msg']}.")
     except (OSError, UnicodeDecodeError) as error:
         sys.exit(f".env: cannot be read ({type(error).__name__}).")
+    check_files("DATABASE_URL", settings.database_url)
+    check_files("READ_DATABASE_URL", settings.read_database_url)
     scheme = settings.database_url.get_secret_value().partition(":")[0].partition("+")[0]
     if settings.read_database_url.get_secret_value() and scheme not in HAVE_READ_URL:
         sys.exit(
@@ -49,6 +58,19 @@ def get_settings() -> Settings:
             " DATABASE_URL, ?readPreference=secondaryPreferred"
         )
     return settings
+
+
+def check_files(setting: str, url: SecretStr) -> None:
+    """Leave with one line if a file that a URL names cannot be read.
+
+    The drivers find that out at each connection, and some say only that there is none.
+    """
+    for option, file in parse_qsl(url.get_secret_value().partition("?")[2]):
+        if option in NAME_FILES:
+            try:
+                Path(file).read_bytes()
+            except OSError as error:
+                sys.exit(f"{setting}: {option}: cannot read this file ({type(error).__name__}).")
 
 
 def database_url() -> URL:

@@ -5,6 +5,7 @@ engine is.
 """
 
 import logging
+import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -123,10 +124,6 @@ def make_engines(url: URL, size: int, replica: URL | None = None) -> Engines:
 
 def make_postgresql_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
     """Return an engine on asyncpg."""
-    # Others write sslmode, as libpq does; asyncpg calls it ssl and takes the same words.
-    if "sslmode" in url.query:
-        mode = url.query["sslmode"]
-        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
     server = {"statement_timeout": "5000", "lock_timeout": "3000"}
     if reading:
         server["default_transaction_read_only"] = "on"
@@ -140,6 +137,10 @@ def make_postgresql_engine(url: URL, reading: bool, **options: Any) -> AsyncEngi
         # lock_timeout is for each lock, and who waits for a row may have to wait for two.
         server["statement_timeout"] = "3500"
     connect_args: dict[str, Any] = {"timeout": 3, "command_timeout": 6, "server_settings": server}
+    # libpq's options for TLS (sslmode, sslrootcert, ...) asyncpg takes only in a URL.
+    if tls := {name: value for name, value in url.query.items() if re.match("ssl.", name)}:
+        url = url.difference_update_query(tls)
+        connect_args["dsn"] = URL.create("postgresql", query=tls).render_as_string()
     if len(hosts(url)) > 1:
         connect_args["async_creator_fn"] = connect_to_one
     if behind_pgbouncer(url):

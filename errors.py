@@ -117,7 +117,7 @@ CODES: dict[Fault, tuple[Code, ...]] = {
         *("SQLITE_CANTOPEN", "SQLITE_READONLY_DBMOVED"),
         *("MongoDB 13", "MongoDB 18", "MongoDB 8000", "ConfigurationError"),
         *("AuthenticationError", "NOAUTH", "WRONGPASS", "NOPERM", "NOSUCHDB"),
-        "SSLCertVerificationError",
+        *("SSLCertVerificationError", "ClientConfigurationError", 3159),
     ),
     Fault.DAMAGED: ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR"),
     Fault.FULL: (

@@ -18,8 +18,12 @@ from store import UNFINISHED, Backend, Code, UnfinishedCopy, WrongTables
 # What is wrong with DATABASE_URL, in words, by the driver's code.
 WRONG_PART: dict[Code, str] = {
     **dict.fromkeys(
-        ("28P01", "28000", 1045, "MongoDB 18", "WRONGPASS", "NOAUTH", "AuthenticationError"),
+        ("28P01", "MongoDB 18", "WRONGPASS", "NOAUTH", "AuthenticationError"),
         "does not know this user name with this password",
+    ),
+    # PostgreSQL and MariaDB say the same of a connection that is not encrypted, if it has to be.
+    **dict.fromkeys(
+        ("28000", 1045), "does not take this user name with this password, or not without TLS"
     ),
     **dict.fromkeys(("3D000", 1049, "NOSUCHDB"), "has no database of this name"),
     **dict.fromkeys(
@@ -28,6 +32,8 @@ WRONG_PART: dict[Code, str] = {
     ),
     "ConfigurationError": "has a name that is not known, or is older than PyMongo takes",
     "SSLCertVerificationError": "has a TLS certificate that nobody known vouches for",
+    "ClientConfigurationError": "needs another sslmode, or with verify-full sslrootcert=FILE, too",
+    3159: "takes nobody without TLS",
     "SQLITE_CANTOPEN": "cannot be opened: the folder is not there, or you may not write in it",
     "SQLITE_CORRUPT": "is damaged: restore it from a backup",
     "SQLITE_NOTADB": "is not a SQLite database",

@@ -27,6 +27,7 @@ from pymongo.errors import (
     DuplicateKeyError,
     OperationFailure,
     PyMongoError,
+    ServerSelectionTimeoutError,
 )
 
 from db import get_settings
@@ -241,6 +242,9 @@ class MongoUserStore:
 
 def driver_code(error: Any) -> Code | None:
     """Return MongoDB's number for an error, with its name: MySQL has the same numbers."""
+    # Of what went wrong with each server, only the text is kept.
+    if isinstance(error, ServerSelectionTimeoutError) and "CERTIFICATE_VERIFY" in str(error):
+        return "SSLCertVerificationError"
     said = getattr(error, "details", None) or {}
     # Of several inserts, the first that was refused says why.
     first = [*said.get("writeErrors", []), *said.get("writeConcernErrors", []), said][0]

@@ -15,9 +15,11 @@ from contextlib import asynccontextmanager
 from functools import cache, wraps
 from itertools import starmap
 from operator import ge, gt, le, lt
+from ssl import SSLCertVerificationError
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from asyncpg import (
+    ClientConfigurationError,
     InterfaceError,
     InternalClientError,
     PostgresError,
@@ -67,6 +69,11 @@ DRIVER_ERRORS: tuple[type[Exception], ...] = (
     PostgresError,
     InterfaceError,
     InternalClientError,
+)
+SAY_MORE = (
+    ClientConfigurationError,  # of sslmode or its file
+    SSLCertVerificationError,
+    TargetServerAttributeNotMatched,  # no host is the primary, now
 )
 # Statements on the table itself, built once, are faster than objects of User, whose place is where
 # something is changed.
@@ -272,13 +279,14 @@ def driver_code(error: BaseException) -> Code | None:
     cause: Any = error.orig if isinstance(error, StatementError) else error
     if name := getattr(cause, "sqlite_errorname", None):
         return str(name)
+    # They say more than what the driver or SQLAlchemy has made of them.
+    if isinstance(cause.__cause__, SAY_MORE):
+        return type(cause.__cause__).__name__
     # MySQL's number says more than its SQLSTATE, which asyncmy has too.
     if not isinstance(cause, OSError) and cause.args and isinstance(cause.args[0], int):
         return cause.args[0]
     if state := getattr(cause, "sqlstate", None):
         return str(state)
-    if isinstance(cause.__cause__, TargetServerAttributeNotMatched):  # no host is the primary, now
-        return "TargetServerAttributeNotMatched"
     # It has none if the connection was gone before it could ask: SQLSTATE's class for that.
     gone = isinstance(error, DBAPIError) and error.connection_invalidated
     return "08" if gone or isinstance(error, (InterfaceError, InternalClientError)) else None

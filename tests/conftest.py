@@ -46,17 +46,23 @@ missing: dict[str, str] = {}
 
 
 @contextmanager
-def started(name: str) -> Iterator[Database]:
-    """Yield an empty database of a kind; skip what is not there, unless all are required."""
+def required(what: str) -> Iterator[None]:
+    """Skip what needs a server that is not on this machine; fail if all are required."""
     try:
-        with BACKENDS[name]() as database:
-            tested[name] = database.version
-            yield database
+        yield
     except Missing as error:
-        missing[name] = str(error)
+        missing[what] = str(error)
         if os.environ.get("REQUIRE_ALL_DATABASES"):
             pytest.fail(str(error))
         pytest.skip(str(error))
+
+
+@contextmanager
+def started(name: str) -> Iterator[Database]:
+    """Yield an empty database of a kind."""
+    with required(name), BACKENDS[name]() as database:
+        tested[name] = database.version
+        yield database
 
 
 @pytest.fixture(scope="session", params=BACKENDS)

@@ -177,7 +177,7 @@ BACKENDS: dict[str, Callable[[], AbstractContextManager[Database]]] = {
 
 
 @contextmanager
-def _postgresql_server() -> Iterator[Served]:
+def _postgresql_server(*options: str) -> Iterator[Served]:
     """Run a new PostgreSQL server and yield its superuser's URL."""
     wanted = _POSTGRESQL, "postgresql", "TEST_POSTGRESQL_URL"
     initdb, postgres = _program("initdb", *wanted), _program("postgres", *wanted)
@@ -190,7 +190,7 @@ def _postgresql_server() -> Iterator[Served]:
         setup += ["--locale-provider=icu", "--icu-locale=en"]
         serve = [postgres, "-D", f"{folder}/data", f"--port={admin.port}"]
         serve += [f"--listen_addresses={admin.host}", "--unix_socket_directories="]
-        serve += ["--max_connections=100"]
+        serve += ["--max_connections=100", *options]
         # SIGTERM would wait until every client has left.
         ask = partial(_ask_postgresql, admin)
         with _running(folder, setup, serve, signal.SIGINT, ask) as process:
@@ -198,7 +198,7 @@ def _postgresql_server() -> Iterator[Served]:
 
 
 @contextmanager
-def _mysql_server() -> Iterator[Served]:
+def _mysql_server(*options: str) -> Iterator[Served]:
     """Run a new MariaDB server and yield the URL of an account that may do everything."""
     wanted = _MYSQL, "mariadb-server", "TEST_MYSQL_URL"
     install, mariadbd = _program("mariadb-install-db", *wanted), _program("mariadbd", *wanted)
@@ -214,7 +214,7 @@ def _mysql_server() -> Iterator[Served]:
         setup = [install, *shared, "--skip-test-db"]
         serve = [mariadbd, *shared, f"--bind-address={admin.host}", f"--port={admin.port}"]
         serve += [f"--socket={folder}/socket", f"--pid-file={folder}/pid"]
-        serve += [f"--init-file={folder}/secret"]
+        serve += [f"--init-file={folder}/secret", *options]
         ask = partial(_ask_mysql, admin)
         with _running(folder, setup, serve, signal.SIGTERM, ask) as process:
             yield Served(admin, process)
@@ -288,7 +288,7 @@ def _secantusdb(url: URL, folder: Path, *options: str) -> Iterator["Process"]:
     # It comes with Python's packages, not Debian's, and does not refuse root.
     program = shutil.which("secantusd-py", path=Path(sys.executable).parent)
     if program is None:
-        raise Missing("no secantusd-py: install requirements-dev.txt, or set TEST_MONGODB_URL")
+        raise Missing("no secantusd-py (Python 3.14 has none yet): set TEST_MONGODB_URL")
     serve = [program, f"--host={url.host}", f"--port={url.port}", f"--storage-path={folder}/data"]
     serve += options
     ask = partial(_ask_mongodb, url)

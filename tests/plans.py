@@ -100,7 +100,7 @@ WORDS = {
         },
     ),
     "mysql": Words(
-        "EXPLAIN",
+        "EXPLAIN FORMAT=TRADITIONAL",
         "^(const|eq_ref|ref|range) ",
         "filesort|temporary",
         {

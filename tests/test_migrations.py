@@ -332,6 +332,6 @@ def test_wrong_url_is_one_line_without_a_secret(url: str, words: str) -> None:
 def test_wrong_password_is_one_line_without_a_secret(database: Database) -> None:
     url = make_url(database.url).set(password="hunter2%").render_as_string(hide_password=False)
     printed = alembic(url, "upgrade", "head", fails=True)
-    assert "does not know this user name with this password" in printed
+    assert "this user name with this password" in printed
     assert printed.count("\n") == 1
     assert "hunter2" not in printed

@@ -9,7 +9,7 @@ from typing import Any
 import bson.errors
 import httpx
 import pytest
-from conftest import serve
+from conftest import required, serve
 from databases import Database, standalone_mongodb
 from pymongo import MongoClient, monitoring
 from pymongo import errors as pymongo
@@ -26,6 +26,7 @@ on_mongodb = pytest.mark.parametrize("database", ["mongodb"], indirect=True)
 
 def test_standalone_server_is_told_at_the_start_and_stores_no_list(tmp_path: Path) -> None:
     with (
+        required("mongodb"),
         standalone_mongodb() as url,
         serve(url, tmp_path) as server,
         httpx.Client(base_url=server.url) as client,

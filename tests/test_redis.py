@@ -4,19 +4,17 @@ import random
 import re
 import socket
 import socketserver
-import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
 import pytest
-from conftest import free_port, serve
-from databases import Missing, open_redis, redis_server
+from conftest import required, serve
+from databases import open_redis, redis_server
 from redis import Redis
 from redis import exceptions as redis_errors
 from redis._parsers.base import BaseParser
@@ -32,11 +30,8 @@ from models import fold
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[URL]:
     """Yield the URL of a server that these tests may set up as they like."""
-    try:
-        with redis_server() as (url, _):
-            yield url
-    except Missing as error:
-        pytest.skip(str(error))
+    with required("redis"), redis_server() as (url, _):
+        yield url
 
 
 @pytest.fixture
@@ -117,40 +112,6 @@ def test_account_that_may_do_no_more_than_it_needs(url: str, redis: Redis, tmp_p
             assert client.delete(path).is_success
         assert server.printed().count("may lose users unless") == 1
         assert "secret" not in server.printed()
-
-
-@pytest.fixture
-def readable_folder() -> Iterator[Path]:
-    """Yield a folder whose files a server, which may be another user, can read."""
-    with TemporaryDirectory(prefix="roster-") as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
-
-
-def test_tls_is_spoken_and_a_certificate_that_nobody_vouches_for_is_refused(
-    readable_folder: Path, tmp_path: Path
-) -> None:
-    key, certificate = readable_folder / "key.pem", readable_folder / "certificate.pem"
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=roster"]
-    make += [
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-        "-keyout",
-        str(key),
-        "-out",
-        str(certificate),
-    ]
-    subprocess.run(make, check=True, capture_output=True)
-    key.chmod(0o644)
-    tls = [f"--tls-port {(port := free_port())}", "--tls-auth-clients no"]
-    tls += [f"--tls-key-file {key}", f"--tls-cert-file {certificate}"]
-    with redis_server(*tls) as (url, _):
-        secure = url.set(drivername="rediss", port=port)
-        untrusted = {"DATABASE_URL": secure.render_as_string(hide_password=False)}
-        assert "has a TLS certificate" in only_line(start_and_fail(tmp_path, untrusted))
-        trusted = secure.update_query_dict({"ssl_ca_certs": str(certificate)})
-        with serve(trusted.render_as_string(hide_password=False), tmp_path) as server:
-            assert httpx.get(f"{server.url}/readyz").is_success
 
 
 def test_key_of_somebody_else_ends_the_app(url: str, redis: Redis, tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ from typing import Any
 
 import httpx
 import pytest
+from asyncmy.auth import sha2_rsa_encrypt
 from conftest import NO_TLS, ROOT, free_port, full, quick_on, serve, wait_until
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from databases import BACKENDS, Database
 from sqlalchemy.engine import make_url
 from test_contract import add, read_all
@@ -178,6 +181,14 @@ def test_server_that_says_no_is_one_line_without_a_secret(
     assert f"127.0.0.1:{real.port}" in line
     for secret in ("hunter2", str(real.password)):
         assert secret not in line
+
+
+def test_driver_can_encrypt_a_password_as_mysqls_own_server_wants_it() -> None:
+    # MariaDB, which the suite starts, never asks for that.
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    sent = sha2_rsa_encrypt(b"password", bytes(20), pem)  # type: ignore[no-untyped-call]  # asyncmy's
+    assert len(sent) == key.key_size // 8
 
 
 @on_servers

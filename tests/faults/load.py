@@ -164,3 +164,14 @@ class Crowd:
         except OSError as error:
             self.codes[type(error).__name__] += 1
         self.slowest = max(self.slowest, time.monotonic() - began)
+
+
+def say(figures: Figures, load: Load, lost: int, **seconds: float) -> None:
+    """Print what a load was answered, how many are lost, and how long things took."""
+    figures("acknowledged", len(load.stored))
+    figures("lost", lost)
+    figures("longest outage", f"{load.outage():.1f} s")
+    figures("longest request", f"{load.longest_request:.1f} s")
+    figures("codes", dict(load.codes))
+    for what, figure in seconds.items():
+        figures(what, f"{figure:.2f} s")

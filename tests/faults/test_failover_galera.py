@@ -12,7 +12,7 @@ from signal import SIGTERM
 
 import httpx
 import pytest
-from conftest import NO_TLS, answers, full, serve, wait_until
+from conftest import NO_TLS, answers, full, required, serve, wait_until
 from databases import (
     _MYSQL,
     Missing,
@@ -23,8 +23,7 @@ from databases import (
     _program,
     _running,
 )
-from failover import required, say
-from load import Figures, check_healthy, count_lost, writing
+from load import Figures, check_healthy, count_lost, say, writing
 from sqlalchemy import URL
 
 pytestmark = full

@@ -11,7 +11,7 @@ from signal import SIGINT
 import asyncpg
 import httpx
 import pytest
-from conftest import NO_TLS, answers, full, serve, wait_until
+from conftest import NO_TLS, answers, full, required, serve, wait_until
 from databases import (
     _POSTGRESQL,
     Process,
@@ -22,8 +22,7 @@ from databases import (
     _program,
     _running,
 )
-from failover import required, say
-from load import Figures, check_healthy, count_lost, writing
+from load import Figures, check_healthy, count_lost, say, writing
 from sqlalchemy import URL, make_url
 from test_start import only_line, start_and_fail
 

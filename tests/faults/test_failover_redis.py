@@ -8,10 +8,9 @@ from pathlib import Path
 from signal import SIGTERM
 
 import pytest
-from conftest import answers, full, serve, wait_until
+from conftest import answers, full, required, serve, wait_until
 from databases import Process, _folder, _new_admin, _program, _running, open_redis, redis_server
-from failover import required, say
-from load import Figures, check_healthy, count_lost, writing
+from load import Figures, check_healthy, count_lost, say, writing
 from sqlalchemy import URL
 
 pytestmark = full

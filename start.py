@@ -88,6 +88,13 @@ async def keep_trying(backend: Backend) -> None:
                 logger.warning(said)
 
 
+async def stop(backend: Backend) -> None:
+    """Close a backend's connections. A server that stands still does not say good-bye."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            await backend.stop()
+
+
 def telemetry() -> TelemetryConfig:
     """Return whether FastAPI feeds OpenTelemetry: if a variable of its own, ``OTEL_...``, is set.
 
@@ -109,6 +116,7 @@ async def running(backend: Backend) -> AsyncIterator[None]:
         await start(backend)
     except CannotStart as failure:
         if not failure.wait:
+            await stop(backend)
             sys.tracebacklimit = 0  # uvicorn prints a traceback; this leaves its last line
             raise SystemExit(str(failure)) from None
         logger.warning(str(failure))
@@ -126,7 +134,4 @@ async def running(backend: Backend) -> AsyncIterator[None]:
             trying.cancel()
             with suppress(asyncio.CancelledError):
                 await trying
-        # A server that stands still does not say good-bye.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(1):
-                await backend.stop()
+        await stop(backend)

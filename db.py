@@ -4,7 +4,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
-from pathlib import Path
+from ssl import PROTOCOL_TLS_CLIENT, SSLContext
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
@@ -19,11 +19,8 @@ from direct import Rows, read_by_sqlalchemy
 from engines import Engines, hosts, kind, make_engines, parse_url
 
 HAVE_READ_URL = ("postgresql", "postgres", "mysql", "mariadb")
-# A URL's options that name files, for TLS, as each driver calls them.
-NAME_FILES = {
-    *("sslrootcert", "sslcert", "sslkey", "sslcrl", "ssl_ca", "ssl_cert", "ssl_key"),
-    *("tlsCAFile", "tlsCertificateKeyFile", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"),
-}
+# What drivers call the option of a URL that names who vouches for the server's certificate.
+AUTHORITIES = ("sslrootcert", "ssl_ca", "tlsCAFile", "ssl_ca_certs")
 
 
 class Settings(BaseSettings):
@@ -49,8 +46,8 @@ def get_settings() -> Settings:
         sys.exit(f"{str(wrong['loc'][0]).upper()}: {wrong['msg']}.")
     except (OSError, UnicodeDecodeError) as error:
         sys.exit(f".env: cannot be read ({type(error).__name__}).")
-    check_files("DATABASE_URL", settings.database_url)
-    check_files("READ_DATABASE_URL", settings.read_database_url)
+    check_authorities("DATABASE_URL", settings.database_url)
+    check_authorities("READ_DATABASE_URL", settings.read_database_url)
     scheme = settings.database_url.get_secret_value().partition(":")[0].partition("+")[0]
     if settings.read_database_url.get_secret_value() and scheme not in HAVE_READ_URL:
         sys.exit(
@@ -60,17 +57,17 @@ def get_settings() -> Settings:
     return settings
 
 
-def check_files(setting: str, url: SecretStr) -> None:
-    """Leave with one line if a file that a URL names cannot be read.
+def check_authorities(setting: str, url: SecretStr) -> None:
+    """Leave with one line if a URL names a file of certificates that is none, or not there.
 
-    The drivers find that out at each connection, and some say only that there is none.
+    To the drivers it would be as if the server were away.
     """
     for option, file in parse_qsl(url.get_secret_value().partition("?")[2]):
-        if option in NAME_FILES:
+        if option in AUTHORITIES:
             try:
-                Path(file).read_bytes()
-            except OSError as error:
-                sys.exit(f"{setting}: {option}: cannot read this file ({type(error).__name__}).")
+                SSLContext(PROTOCOL_TLS_CLIENT).load_verify_locations(file)
+            except (OSError, ValueError) as error:
+                sys.exit(f"{setting}: {option}: no file of certificates ({type(error).__name__}).")
 
 
 def database_url() -> URL:

@@ -5,7 +5,6 @@ engine is.
 """
 
 import logging
-import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -138,7 +137,8 @@ def make_postgresql_engine(url: URL, reading: bool, **options: Any) -> AsyncEngi
         server["statement_timeout"] = "3500"
     connect_args: dict[str, Any] = {"timeout": 3, "command_timeout": 6, "server_settings": server}
     # libpq's options for TLS (sslmode, sslrootcert, ...) asyncpg takes only in a URL.
-    if tls := {name: value for name, value in url.query.items() if re.match("ssl.", name)}:
+    tls = {name: it for name, it in url.query.items() if name.startswith("ssl") and name != "ssl"}
+    if tls:
         url = url.difference_update_query(tls)
         connect_args["dsn"] = URL.create("postgresql", query=tls).render_as_string()
     if len(hosts(url)) > 1:

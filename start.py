@@ -31,8 +31,13 @@ WRONG_PART: dict[Code, str] = {
         "does not let this user into the database",
     ),
     "ConfigurationError": "has a name that is not known, or is older than PyMongo takes",
-    "SSLCertVerificationError": "has a TLS certificate that nobody known vouches for",
-    "ClientConfigurationError": "needs another sslmode, or with verify-full sslrootcert=FILE, too",
+    "SSLCertVerificationError": (
+        "has a TLS certificate that is not for this host, is out of date,"
+        " or has nobody known who vouches for it"
+    ),
+    "ClientConfigurationError": (
+        "has an option with a wrong value after its ?, or sslmode=verify-full without sslrootcert"
+    ),
     3159: "takes nobody without TLS",
     "SQLITE_CANTOPEN": "cannot be opened: the folder is not there, or you may not write in it",
     "SQLITE_CORRUPT": "is damaged: restore it from a backup",
@@ -44,7 +49,9 @@ WRONG_PART: dict[Code, str] = {
         ("26000", "42P05"),
         "forgets prepared statements: behind PgBouncer, add ?prepared_statement_cache_size=0",
     ),
-    "TypeError": "does not know an option that the URL gives after its ?",
+    **dict.fromkeys(
+        ("TypeError", "42704"), "does not know an option that the URL gives after its ?"
+    ),
 }
 WAITED_FOR = (Fault.AWAY, Fault.BUSY, Fault.TOO_SLOW)
 
@@ -88,13 +95,6 @@ async def keep_trying(backend: Backend) -> None:
                 logger.warning(said)
 
 
-async def stop(backend: Backend) -> None:
-    """Close a backend's connections. A server that stands still does not say good-bye."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(1):
-            await backend.stop()
-
-
 def telemetry() -> TelemetryConfig:
     """Return whether FastAPI feeds OpenTelemetry: if a variable of its own, ``OTEL_...``, is set.
 
@@ -113,25 +113,29 @@ async def running(backend: Backend) -> AsyncIterator[None]:
     """
     trying = None
     try:
-        await start(backend)
-    except CannotStart as failure:
-        if not failure.wait:
-            await stop(backend)
-            sys.tracebacklimit = 0  # uvicorn prints a traceback; this leaves its last line
-            raise SystemExit(str(failure)) from None
-        logger.warning(str(failure))
-        trying = asyncio.create_task(keep_trying(backend))
-    # What is there now stays: the garbage collector need not look through it again and again, each
-    # time for as long as some twenty requests take; nor look for more after 700 new objects, for a
-    # page of users is as many.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000)
-    try:
+        try:
+            await start(backend)
+        except CannotStart as failure:
+            if not failure.wait:
+                sys.tracebacklimit = 0  # uvicorn prints a traceback; this leaves its last line
+                # A connection that breaks while PyMongo closes it has nothing to add.
+                asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+                raise SystemExit(str(failure)) from None
+            logger.warning(str(failure))
+            trying = asyncio.create_task(keep_trying(backend))
+        # What is there now stays: the garbage collector need not look through it again and again,
+        # each time for as long as some twenty requests take; nor look for more after 700 new
+        # objects, for a page of users is as many.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000)
         yield
     finally:
         if trying:
             trying.cancel()
             with suppress(asyncio.CancelledError):
                 await trying
-        await stop(backend)
+        # A server that stands still does not say good-bye.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await backend.stop()

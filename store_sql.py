@@ -71,7 +71,7 @@ DRIVER_ERRORS: tuple[type[Exception], ...] = (
     InternalClientError,
 )
 SAY_MORE = (
-    ClientConfigurationError,  # of sslmode or its file
+    ClientConfigurationError,  # an option of the URL's
     SSLCertVerificationError,
     TargetServerAttributeNotMatched,  # no host is the primary, now
 )

@@ -24,7 +24,7 @@ from sqlalchemy import URL
 from test_start import only_line, start_and_fail
 
 SYSTEMS = "/etc/ssl/certs/ca-certificates.crt"  # those whom Debian trusts
-NOBODY = "has a TLS certificate that nobody known vouches for"
+NOBODY = "has a TLS certificate that is not for this host, is out of date, or has nobody"
 
 
 @contextmanager
@@ -72,7 +72,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "postgresql": Kind(postgresql, "sslrootcert", "with verify-full sslrootcert=FILE, too"),
+    "postgresql": Kind(postgresql, "sslrootcert", "or sslmode=verify-full without sslrootcert"),
     "mysql": Kind(mysql, "ssl_ca", "without TLS"),
     "mongodb": Kind(mongodb, "tlsCAFile", NOBODY),
     "redis": Kind(redis, "ssl_ca_certs", NOBODY),
@@ -96,7 +96,8 @@ def test_certificate_that_nobody_vouches_for_is_refused(name: str, tmp_path: Pat
             for rest, said in {
                 "": without,
                 f"{add}{SYSTEMS}": NOBODY,
-                f"{add}/absent": f"{option}: cannot read this file (FileNotFoundError)",
+                f"{add}/absent": f"{option}: no file of certificates (FileNotFoundError)",
+                f"{add}{__file__}": f"{option}: no file of certificates (SSLError)",
             }.items():
                 env = {"DATABASE_URL": text + rest, "HOME": str(tmp_path)}
                 assert said in only_line(start_and_fail(tmp_path, env))

@@ -106,7 +106,7 @@ def make_engines(url: URL, size: int, replica: URL | None = None) -> Engines:
         case _:
             make_engine = make_mysql_engine
     options = {"poolclass": InOrderPool, "pool_recycle": 1800, **POOL}
-    for_changes = size * 2 // 5 or 1  # less is changed than read
+    for_changes = round(size * 2 / 5) or 1  # less is changed than read
     writer = make_engine(url, reading=False, pool_size=for_changes, **options)
     options |= {"pool_size": size - for_changes, **AUTOCOMMIT}
     reader = make_engine(replica or url, reading=True, **options)

@@ -92,11 +92,14 @@ class InOrderPool(AsyncAdaptedQueuePool):
                 raise PoolTimeoutError(f"no connection in {self._timeout} seconds") from None
         old = -1 < self._recycle < time.time() - entry.starttime
         if old or entry._is_hard_or_soft_invalidated() or is_closed(entry.driver_connection):
-            # Not back into the queue: whoever finds it may open another one in its place, at once.
             try:
-                await greenlet_spawn(entry.close)
-            finally:
-                self._dec_overflow()
+                # A server that stands still has two seconds to say good-bye; entry.close gives six.
+                await greenlet_spawn(entry.invalidate)
+            except BaseException:
+                self.give_back(entry)  # empty: whoever waits opens another one
+                raise
+            # Not back into the queue: whoever finds it may open another one in its place, at once.
+            self._dec_overflow()
             return None
         return cast(ConnectionPoolEntry, entry)
 

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-from databases import BACKENDS, Database, Missing
+from databases import BACKENDS, Database, Missing, free_port
 from xdist.scheduler import LoadScopeScheduling
 
 from db import Settings
@@ -151,12 +150,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             said = ", ".join(f"{what} {figure}" for what, figure in report.user_properties)
             name = report.nodeid.rpartition("::")[2].removeprefix("test_")
             terminalreporter.write_line(f"{report.outcome} {name}: {said}")
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 @dataclass

@@ -6,6 +6,7 @@ BACKENDS is the one table of them; each entry yields a database that did not exi
 import asyncio
 import os
 import pwd
+import random
 import secrets
 import shutil
 import signal
@@ -362,15 +363,24 @@ def _new_name() -> str:
     return f"roster_test_{secrets.token_hex(8)}"
 
 
+def free_port() -> int:
+    """Return a port that nobody listens on, and that no client is given meanwhile.
+
+    Linux gives its clients those from 32768 on, others later ones.
+    """
+    while True:
+        port = random.randrange(20000, 32768)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 def _new_admin(scheme: str) -> URL:
     """Return the URL of an administrator to be, at a free port.
 
     The password has what a URL must quote; "%" and hex digits show if it is unquoted twice.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     password = f"p@ss/w:rd%{secrets.token_hex(16)}"
-    return URL.create(scheme, "roster", password, "127.0.0.1", port)
+    return URL.create(scheme, "roster", password, "127.0.0.1", free_port())
 
 
 def _program(name: str, folders: list[Path], package: str, variable: str) -> str:

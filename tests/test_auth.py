@@ -19,7 +19,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import NO_TLS, Server, free_port, serve, wait_until
+from conftest import NO_TLS, Server, serve, wait_until
+from databases import free_port
 from fastapi.routing import iter_route_contexts
 from test_contract import add
 from test_start import only_line, start_and_fail

@@ -20,8 +20,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ROOT, free_port, full, quick_on, wait_until
-from databases import BACKENDS, Database, empty_redis, open_redis
+from conftest import ROOT, full, quick_on, wait_until
+from databases import BACKENDS, Database, empty_redis, free_port, open_redis
 from sqlalchemy.engine import make_url
 from test_contract import add
 from test_start import only_line, relay, start_and_fail

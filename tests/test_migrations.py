@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ROOT, free_port, full, quick_on, serve, wait_until
-from databases import Database
+from conftest import ROOT, full, quick_on, serve, wait_until
+from databases import Database, free_port
 from sqlalchemy import Connection, Integer, String
 from sqlalchemy.engine import make_url
 from sqlmodel import SQLModel

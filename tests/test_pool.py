@@ -46,7 +46,9 @@ def run(file: Path, test: Callable[[AsyncEngine], Awaitable[None]]) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "mysql"])
-@pytest.mark.parametrize(("size", "changes", "reads"), [(2, 1, 1), (5, 2, 3), (10, 4, 6)])
+@pytest.mark.parametrize(
+    ("size", "changes", "reads"), [(2, 1, 1), (4, 2, 2), (5, 2, 3), (15, 6, 9)]
+)
 def test_more_connections_are_for_reading(scheme: str, size: int, changes: int, reads: int) -> None:
     engines = make_engines(make_url(f"{scheme}://localhost/roster"), size)
     pools: list[Any] = [engines.writer.pool, engines.reader.pool]

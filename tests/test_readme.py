@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, answers, free_port, wait_until
+from conftest import ROOT, answers, wait_until
+from databases import free_port
 
 from tables import REVISIONS
 
@@ -93,6 +94,9 @@ def test_settings_are_those_of_the_code() -> None:
     assert names == [name.upper() for name in Settings.model_fields]
     example = (ROOT / ".env.example").read_text()
     assert set(re.findall(r"^#? ?([A-Z_]+)=", example, re.MULTILINE)) == set(names)
+    size = Settings.model_fields["pool_size"].default
+    assert f"| `POOL_SIZE` | `{size}` |" in section
+    assert f"# POOL_SIZE={size}\n" in example
 
 
 def test_tables_of_requests_are_those_of_the_app() -> None:

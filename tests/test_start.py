@@ -17,10 +17,10 @@ from typing import Any
 import httpx
 import pytest
 from asyncmy.auth import sha2_rsa_encrypt
-from conftest import NO_TLS, ROOT, free_port, full, quick_on, serve, wait_until
+from conftest import NO_TLS, ROOT, full, quick_on, serve, wait_until
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from databases import BACKENDS, Database
+from databases import BACKENDS, Database, free_port
 from sqlalchemy.engine import make_url
 from test_contract import add, read_all
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import httpx
 import pytest
-from conftest import free_port, required, serve
+from conftest import required, serve
 from databases import (
     _ask_mysql,
     _folder,
@@ -18,6 +18,7 @@ from databases import (
     _new_admin,
     _postgresql_server,
     _secantusdb,
+    free_port,
     redis_server,
 )
 from sqlalchemy import URL

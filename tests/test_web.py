@@ -16,8 +16,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Server, free_port, missing, quick_on, serve, tested, wait_until
-from databases import BACKENDS, Database
+from conftest import Server, missing, quick_on, serve, tested, wait_until
+from databases import BACKENDS, Database, free_port
 from playwright.sync_api import (
     Browser,
     BrowserContext,

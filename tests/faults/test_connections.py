@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import NO_TLS, Server, free_port, full, quick_on, serve, wait_until
-from databases import Database
+from conftest import NO_TLS, Server, full, quick_on, serve, wait_until
+from databases import Database, free_port
 from load import LATE, SERVERS, Crowd, Figures, check_healthy, memory, on
 from sqlalchemy.engine import make_url
 from test_concurrency import at_once, statuses

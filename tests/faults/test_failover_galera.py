@@ -22,6 +22,7 @@ from databases import (
     _new_admin,
     _program,
     _running,
+    free_port,
 )
 from load import Figures, check_healthy, count_lost, say, writing
 from sqlalchemy import URL
@@ -43,7 +44,7 @@ class Cluster:
 
 def free_ports(count: int) -> list[int]:
     """Return ports that nobody listens on."""
-    return [_new_admin("mysql").port or 0 for _ in range(count)]
+    return [free_port() for _ in range(count)]
 
 
 @contextmanager

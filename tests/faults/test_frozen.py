@@ -5,13 +5,17 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import httpx
 from conftest import NO_TLS, answers, full, serve, wait_until
 from databases import Database
 from load import HEAL, LATE, SERVERS, Figures, check_healthy, on
+from sqlalchemy import make_url, text
 from test_contract import add
 
+from direct import read_by_sqlalchemy
+from engines import make_engines
 from strict import TIME_MAX
 
 CLIENTS = 50
@@ -110,3 +114,22 @@ def test_server_frozen_for_14_s_leaves_nobody_without_an_answer(
     assert max(seconds) < TIME_MAX + LATE
     assert healed < HEAL
     assert slow < ALIVE + disturbed
+
+
+@on("postgresql")
+def test_old_connection_to_a_frozen_server_is_given_up_soon(own: Database) -> None:
+    async def borrow() -> float:
+        reader = make_engines(make_url(own.url), 2).reader.sync_engine
+        await read_by_sqlalchemy(reader, text("SELECT 1"), {})
+        pool: Any = reader.pool
+        entry = await pool.borrow()
+        entry.starttime = 0
+        pool.give_back(entry)
+        assert own.process
+        own.process.freeze()
+        began = time.monotonic()
+        assert await pool.borrow() is None
+        return time.monotonic() - began
+
+    # Others wait for it, 5 seconds at most.
+    assert asyncio.run(borrow()) < 4

@@ -396,7 +396,7 @@ def place() -> str:
 
 
 # "There is one already", or one is being made: somebody else who started just now was faster.
-MADE_BY_ANOTHER = ("23505", "40P01", "42P07", 1050, 1061, 1062, 1213, 1412, 1684)
+MADE_BY_ANOTHER = ("23505", "40P01", "42710", "42P07", 1050, 1061, 1062, 1213, 1412, 1684)
 
 
 async def start() -> None:

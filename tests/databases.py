@@ -193,7 +193,8 @@ def _postgresql_server(*options: str) -> Iterator[Served]:
         serve += [f"--listen_addresses={admin.host}", "--unix_socket_directories="]
         serve += ["--max_connections=100", *options]
         # SIGTERM would wait until every client has left.
-        ask = partial(_ask_postgresql, admin)
+        # Of TLS, asyncio leaves a socket behind if the server, which is still starting, hangs up.
+        ask = partial(_ask_postgresql, admin.set(query={"sslmode": "disable"}))
         with _running(folder, setup, serve, signal.SIGINT, ask) as process:
             yield Served(admin, process)
 

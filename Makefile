@@ -26,6 +26,7 @@ lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy .
+	$(VENV)/bin/python tests/layers.py
 
 soak: $(VENV)/dev.stamp
 	PYTHONPATH=.:tests $(VENV)/bin/python tests/soak.py $(MINUTES)
@@ -47,10 +48,10 @@ $(VENV)/run.stamp: requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/dev.stamp: requirements.txt requirements-dev.txt | $(VENV)/bin/python
+$(VENV)/dev.stamp: requirements.txt requirements-servers.txt requirements-dev.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@ $(VENV)/run.stamp
 
-$(BENCH_VENV)/bench.stamp: requirements.txt bench/requirements.txt | $(BENCH_VENV)/bin/python
+$(BENCH_VENV)/bench.stamp: requirements.txt requirements-servers.txt bench/requirements.txt | $(BENCH_VENV)/bin/python
 	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r bench/requirements.txt
 	touch $@

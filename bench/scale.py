@@ -52,8 +52,8 @@ sys.path.append(str(ROSTER))
 from databases import BACKENDS, Missing  # run.py leads there
 from plans import QUESTIONS, complaints, explain
 
-from engines import make_engines
-from models import Cursor
+from engine import Database  # as above
+from paging import Cursor
 
 SMALL = 10_000
 EXPORTED = 1_000_000
@@ -158,12 +158,11 @@ def compare(
 
 async def show_plans(url: str, user_id: int, report: Report) -> None:
     """Print how the database finds what it is asked for; all plans are judged."""
-    engines = make_engines(make_url(url), 2)
+    database = Database(url, size=2)
     try:
-        plans = await explain(engines.writer, user_id)
+        plans = await explain(database.writer, user_id)
     finally:
-        for engine in engines[:2]:
-            await engine.dispose()
+        await database.stop()
     backend = make_url(url).get_backend_name()
     for name in SHOWN:
         console.print(f"{DATABASES[backend]}, {name}:", *plans[name], sep="\n", highlight=False)

@@ -14,12 +14,14 @@ import socket
 import statistics
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 from tempfile import TemporaryDirectory
@@ -55,20 +57,22 @@ from databases import BACKENDS, Missing  # noqa: E402  # the line above leads to
 class Peer:
     """What is measured: how Python serves it, and how many times as fast Roster is meant to be.
 
-    It finds its database in DATABASE_URL, as Roster does; ``stores`` is whether it needs one.
+    It finds its database in DATABASE_URL, as Roster does; ``stores`` is whether it needs one. Its
+    modules are in ``home``. ``goal`` is None for Roster itself, now or at another commit.
     """
 
     title: str
     serve: str
-    goal: float = 1
+    goal: float | None = None
     stores: bool = True
+    home: Path = BENCH / "peers"
 
 
 # Each is one process with one worker, and writes no access log.
 UVICORN = "-m uvicorn --port={port} --no-access-log --log-level=warning"
 GUNICORN = "-m gunicorn --bind=127.0.0.1:{port} --workers=1 --log-level=warning"
 PEERS = {
-    "roster": Peer("Roster", f"{UVICORN} app:app"),
+    "roster": Peer("Roster", f"{UVICORN} app:app", home=ROSTER),
     "tutorial": Peer("FastAPI, the tutorial's idiom", f"{UVICORN} tutorial:app", goal=4),
     "litestar": Peer("Litestar + advanced-alchemy", f"{UVICORN} litestar_app:app", goal=1.5),
     "flask": Peer("Flask + SQLAlchemy", f"{GUNICORN} flask_app:app", goal=1.5),
@@ -104,7 +108,7 @@ USERS = Table(
     sqlite_autoincrement=True,
 )
 
-console = Console(width=max(Console().width, 116))  # as wide as the tables, in a file too
+console = Console(width=max(Console().width, 136))  # as wide as the tables, in a file too
 
 
 def new_user(number: int) -> dict[str, str]:
@@ -172,13 +176,30 @@ def seconds(processes: list[Any]) -> float:
     return computed
 
 
+def roster_at(place: str, stack: ExitStack) -> Peer:
+    """Return Roster in a folder, or at a commit, which is unpacked until the stack ends."""
+    home = Path(place).resolve()
+    if (home / "app.py").is_file():
+        return replace(PEERS["roster"], title=f"Roster in {place}", home=home)
+    git = ["git", "-C", str(ROSTER)]
+    named = [*git, "rev-parse", "--short", "--verify", "--quiet", f"{place}^{{commit}}"]
+    commit = subprocess.run(named, check=False, capture_output=True, text=True).stdout.strip()
+    if not commit:
+        sys.exit(f"roster@{place}: neither a commit of {ROSTER} nor a folder with an app.py")
+    home = Path(stack.enter_context(TemporaryDirectory(prefix="roster-bench-")))
+    packed = subprocess.run([*git, "archive", commit], check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=BytesIO(packed)) as archive:
+        archive.extractall(home, filter="data")
+    title = f"Roster at {place}" + f" ({commit})" * (not commit.startswith(place[:7]))
+    return replace(PEERS["roster"], title=title, home=home)
+
+
 @contextmanager
-def serve(name: str, peer: Peer, database_url: str = "") -> Iterator[Server]:
+def serve(peer: Peer, database_url: str = "") -> Iterator[Server]:
     """Run a peer in a folder of its own."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    home = ROSTER if name == "roster" else BENCH / "peers"
-    env = {**os.environ, "PYTHONPATH": str(home), "DATABASE_URL": database_url}
+    env = {**os.environ, "PYTHONPATH": str(peer.home), "DATABASE_URL": database_url}
     with TemporaryDirectory(prefix="roster-bench-") as folder:
         log = Path(folder, "log")
         with log.open("wb") as out:
@@ -276,27 +297,23 @@ def scripts(cursors: list[str], folder: Path) -> dict[str, list[str]]:
 
 
 @contextmanager
-def peers_on(backend: str, names: list[str]) -> Iterator[tuple[dict[str, Server], str]]:
+def peers_on(backend: str, peers: dict[str, Peer]) -> Iterator[tuple[dict[str, Server], str]]:
     """Start peers, each on a new database with all rows; yield them, and the database's version."""
     with ExitStack() as stack:
-        servers, version = {}, ""
-        for name in names:
-            database = stack.enter_context(BACKENDS[backend]())
-            version = database.version
-            if backend == "postgresql" and "TEST_POSTGRESQL_URL" not in os.environ:
-                # This one has started a server; the databases of the others are to be on it, too.
-                os.environ["TEST_POSTGRESQL_URL"] = database.url
-                stack.callback(os.environ.pop, "TEST_POSTGRESQL_URL")
-            if name != "roster" and PEERS[name].stores:
-                seed(database.url)
-            servers[name] = stack.enter_context(serve(name, PEERS[name], database.url))
-        for name, server in servers.items():
+        database = stack.enter_context(BACKENDS[backend]())
+        servers = {}
+        for name, peer in peers.items():
+            url = stack.enter_context(database.new())
+            if peer.goal is not None and peer.stores:
+                seed(url)
+            servers[name] = stack.enter_context(serve(peer, url))
+        for server in servers.values():
             server.wait()
-            if name == "roster":
+            if server.peer.goal is None:
                 for first in range(1, ROWS, 1000):
                     users = [new_user(first + i) for i in range(1000)]
                     server.client.post("/users/bulk", json=users).raise_for_status()
-        yield servers, version
+        yield servers, database.version
 
 
 def progress_bar() -> Progress:
@@ -308,17 +325,20 @@ def progress_bar() -> Progress:
 Results = dict[str, Any]
 
 
-def run(backends: list[str], names: list[str], rounds: int, length: int) -> Results:
+def run(backends: list[str], peers: dict[str, Peer], rounds: int, length: int) -> Results:
     """Measure everything, round by round, and return what was seen.
 
     In a round, each operation is asked of each peer in a shuffled order, one after the other: what
-    else the machine does meanwhile, it does to all of them.
+    else the machine does meanwhile, it does to all of them. The next round has the opposite order,
+    so that no peer is asked first more often than another.
     """
+    names = list(peers)
     results: Results = {
         "date": date.today().isoformat(),
         "machine": machine(),
         "settings": {"rounds": rounds, "seconds": length, "connections": CONNECTIONS, "rows": ROWS},
         "versions": {package: version(package) for package in PACKAGES},
+        "titles": {name: peer.title for name, peer in peers.items()},
         "databases": {},
         "raw": {},
         "cells": {},
@@ -335,7 +355,7 @@ def run(backends: list[str], names: list[str], rounds: int, length: int) -> Resu
             progress.advance(task)
             return seen
 
-        with TemporaryDirectory(prefix="roster-bench-") as name, serve("raw", RAW) as server:
+        with TemporaryDirectory(prefix="roster-bench-") as name, serve(RAW) as server:
             server.wait()
             # Any cursor will do.
             for operation, script in scripts(["1"], Path(name)).items():
@@ -343,7 +363,7 @@ def run(backends: list[str], names: list[str], rounds: int, length: int) -> Resu
                 results["raw"][operation] = step(server, operation, "", script, 1)
         for backend in backends:
             progress.update(task, description=f"{DATABASES[backend]}: start, fill, check")
-            with peers_on(backend, names) as (servers, product), ExitStack() as stack:
+            with peers_on(backend, peers) as (servers, product), ExitStack() as stack:
                 results["databases"][backend] = product
                 told = {}
                 for name, server in servers.items():
@@ -352,9 +372,12 @@ def run(backends: list[str], names: list[str], rounds: int, length: int) -> Resu
                 cells: dict[str, dict[str, list[Any]]]
                 cells = {operation: {name: [] for name in names} for operation in OPERATIONS}
                 results["cells"][backend] = cells
+                order = dict.fromkeys(OPERATIONS, names)
                 for number in range(1, rounds + 1):
                     for operation in OPERATIONS:
-                        for name in random.sample(names, len(names)):
+                        again = random.sample(names, len(names))
+                        order[operation] = again if number % 2 else order[operation][::-1]
+                        for name in order[operation]:
                             script = told[name][operation]
                             if operation == "create":
                                 script = [*script, f"round{number}"]
@@ -381,58 +404,71 @@ def median(cells: list[dict[str, float]], key: str) -> float:
     return statistics.median(cell[key] for cell in cells)
 
 
-def ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float:
-    """Return how many times as fast we are: the median of the rounds' ratios.
+def work(cell: dict[str, float]) -> float:
+    """Return the server's processor time for a request, in microseconds."""
+    return cell["server"] / cell["rps"] * 1e6
+
+
+def ratios(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> list[float]:
+    """Return how many times as fast we are in each round.
 
     The two of a round were measured shortly after each other.
     """
+    return [one["rps"] / other["rps"] for one, other in zip(ours, theirs, strict=True)]
+
+
+def ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float:
+    """Return how many times as fast we are: the median of the rounds' ratios."""
+    return statistics.median(ratios(ours, theirs))
+
+
+def compared(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> list[str]:
+    """Return three columns: how many times as fast we are, its spread, and theirs / our work."""
+    least, most = (f(ratios(ours, theirs)) for f in (min, max))
     pairs = zip(ours, theirs, strict=True)
-    return statistics.median(one["rps"] / other["rps"] for one, other in pairs)
+    saved = statistics.median(work(other) / work(one) for one, other in pairs)
+    return [f"{ratio(ours, theirs):.2f}x", f"{least:.2f}-{most:.2f}", f"{saved:.2f}x"]
 
 
 def report(results: Results) -> None:
-    """Print the tables."""
+    """Print the tables. Ratios are Roster's to the others, or else those of the first peer."""
+    titles, settings = results["titles"], results["settings"]
+    ours = "roster" if "roster" in titles else next(iter(titles))
     for backend, operations in results["cells"].items():
-        settings = results["settings"]
         grid = Grid(
             title=f"{results['databases'][backend]}, {CONNECTIONS} connections, median of"
-            f" {settings['rounds']} x {settings['seconds']} s",
+            f" {settings['rounds']} x {settings['seconds']} s;"
+            f" ratios: {titles[ours]} to the others",
             title_justify="left",
         )
         grid.add_column("", no_wrap=True)
         grid.add_column("", no_wrap=True)
         for heading in (
-            "req/s",
-            "p50 ms",
-            "p99 ms",
-            "Roster is",
-            "goal",
-            "core",
-            "us/req",
-            "DB",
-            "wrk",
+            *("req/s", "p50 ms", "p99 ms", "ratio", "rounds", "work", "goal"),
+            *("core", "us/req", "DB", "wrk"),
         ):
             grid.add_column(heading, justify="right", no_wrap=True)
         for operation, peers in operations.items():
             for name, cells in peers.items():
                 row = [f"{median(cells, 'rps'):,.0f}"]
                 row += [f"{median(cells, key):.1f}" for key in ("p50", "p99")]
-                if name == "roster" or "roster" not in peers:
-                    row += ["", ""]
+                row += compared(peers[ours], cells) if name != ours else [""] * 3
+                goal = PEERS[name].goal if name in PEERS and ours == "roster" else None
+                if goal is None:
+                    row += [""]
                 else:
-                    times = ratio(peers["roster"], cells)
-                    good = times >= PEERS[name].goal
+                    good = ratio(peers[ours], cells) >= goal
                     colour, word = ("green", "pass") if good else ("red", "FAIL")
-                    row += [f"{times:.2f}x", f"[{colour}]{PEERS[name].goal:g}x {word}[/]"]
+                    row += [f"[{colour}]{goal:g}x {word}[/]"]
                 row += [f"{median(cells, 'server'):.0%}"]
-                row += [f"{median(cells, 'server') / median(cells, 'rps') * 1e6:,.0f}"]
+                row += [f"{statistics.median(work(cell) for cell in cells):,.0f}"]
                 row += [f"{median(cells, key):.0%}" for key in ("database", "wrk")]
                 first = OPERATIONS[operation] if name == next(iter(peers)) else ""
-                grid.add_row(first, PEERS[name].title, *row)
+                grid.add_row(first, titles[name], *row)
             grid.add_section()
         console.print(grid)
         memory = results["memory"][backend].items()
-        console.print("MB:", ", ".join(f"{PEERS[name].title} {mb:.0f}" for name, mb in memory))
+        console.print("MB:", ", ".join(f"{titles[name]} {mb:.0f}" for name, mb in memory))
     every = [
         (operation, median(cells, "rps"), median(cells, "wrk"), median(cells, "others"))
         for operations in results["cells"].values()
@@ -491,7 +527,7 @@ def draw(results: Results) -> None:
                         fontsize=8,
                         weight=weight,
                     )
-                axes.set_yticks(range(len(peers)), [PEERS[name].title for name in peers])
+                axes.set_yticks(range(len(peers)), [results["titles"][name] for name in peers])
                 axes.spines[["top", "right", "bottom"]].set_visible(False)
                 axes.tick_params(length=0)
                 axes.set_xticks([])
@@ -522,12 +558,20 @@ def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description="Measure Roster and its peers.")
     parser.add_argument("--backend", nargs="+", choices=DATABASES, default=list(DATABASES))
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        default=list(PEERS),
+        help=f"{', '.join(PEERS)}, or roster@PLACE: a commit, or a folder with a working tree",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3, help="how long a measurement takes")
     parser.add_argument("--quick", action="store_true", help="one round of 2 seconds")
     parser.add_argument("--draw", action="store_true", help="only draw the last results again")
     args = parser.parse_args()
+    unknown = [n for n in args.peers if n not in PEERS and not n.startswith("roster@")]
+    if unknown:
+        parser.error(f"no such peer: {', '.join(unknown)}")
     if args.draw:
         draw(json.loads(RESULTS.read_text()))
         return
@@ -538,7 +582,12 @@ def main() -> None:
     os.sched_setaffinity(0, LOAD_CORES)  # wrk and PostgreSQL inherit it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     try:
-        results = run(args.backend, args.peers, args.rounds, args.seconds)
+        with ExitStack() as stack:
+            peers = {
+                name: PEERS.get(name) or roster_at(name.removeprefix("roster@"), stack)
+                for name in args.peers
+            }
+            results = run(args.backend, peers, args.rounds, args.seconds)
     except Missing as error:
         sys.exit(str(error))
     report(results)

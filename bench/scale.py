@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,7 +34,6 @@ from run import (
     PEERS,
     ROSTER,
     UVICORN,
-    Peer,
     Server,
     console,
     machine,
@@ -122,7 +122,7 @@ def compare(
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="roster-bench-")))
         servers, told = {}, {}
         for rows, url in urls.items():
-            servers[rows] = stack.enter_context(serve("roster", PEERS["roster"], url))
+            servers[rows] = stack.enter_context(serve(PEERS["roster"], url))
             (folder / str(rows)).mkdir()
             told[rows] = scripts(url, rows, folder / str(rows))
             servers[rows].wait()
@@ -181,7 +181,7 @@ def start(url: str, bar: Any, report: Report) -> None:
     for _ in range(STARTS):
         bar("start")
         began = time.monotonic()
-        with serve("roster", PEERS["roster"], url) as server:
+        with serve(PEERS["roster"], url) as server:
             while time.monotonic() < began + 30:
                 try:
                     server.client.get("/users/1").raise_for_status()
@@ -242,8 +242,8 @@ def workers(url: str, rounds: int, length: int, bar: Any, report: Report) -> Non
         script = scripts(url, SMALL, folder)["get"]
         servers = {}
         for count in cells:
-            peer = Peer(f"Roster, {count} workers", f"{UVICORN} --workers={count} app:app")
-            servers[count] = stack.enter_context(serve("roster", peer, url))
+            peer = replace(PEERS["roster"], serve=f"{UVICORN} --workers={count} app:app")
+            servers[count] = stack.enter_context(serve(peer, url))
             servers[count].wait()
             time.sleep(1)  # the first worker has answered; the second may not be there yet
         for process in psutil.Process().children(recursive=True):
@@ -297,7 +297,7 @@ def run(args: argparse.Namespace) -> None:
                     bar(f"SQLite: export {rows:,} rows, and add {1000 * BULKS:,}")
                     url = stack.enter_context(database.new())
                     fill(url, rows)
-                    with serve("roster", PEERS["roster"], url) as server:
+                    with serve(PEERS["roster"], url) as server:
                         server.wait()
                         export(server, rows, report)
                         bulk(server, report)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from run import PEERS, serve
+from servers import PEERS, serve
 from sqlalchemy import Connection, create_engine, make_url
 
 # 65,536 names, each as often as every other, in no order.

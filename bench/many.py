@@ -14,6 +14,7 @@ from servers import (
     LOAD_CORES,
     PEERS,
     UVICORN,
+    ask,
     measure,
     peers_on,
     pin,
@@ -22,12 +23,13 @@ from servers import (
 
 SERVERS = ("postgresql", "mysql", "redis")
 WORKERS = (1, 2)
+ROUNDS = 4  # an even number: which one is first alternates
 KEPT = (1_000, 10_000)
 BUSY = 100  # one connection in so many
 Cells = dict[str, dict[str, list[dict[str, Any]]]]
 
 
-def measure_workers(backend: str, rounds: int, length: int, step: Callable[[str], None]) -> Cells:
+def measure_workers(backend: str, length: int, step: Callable[[str], None]) -> Cells:
     """Compare one worker with two, wherever the machine puts them, wrk and the database."""
     peers = {
         str(count): replace(PEERS["roster"], serve=f"{UVICORN} --workers={count} app:app")
@@ -39,17 +41,16 @@ def measure_workers(backend: str, rounds: int, length: int, step: Callable[[str]
         pin(psutil.Process().children(recursive=True), CORES)
         try:
             for operation, each in cells.items():
-                for number in range(rounds):
+                for number in range(ROUNDS):
                     for name in sorted(servers, reverse=number % 2 == 1):
                         step(f"{backend}, {operation}: {name} workers")
-                        told = script(servers[name], operation, f"{operation}{number}")
-                        each[name].append(measure(servers[name], told, length))
+                        each[name].append(ask(servers[name], operation, f"try{number}", length))
         finally:
             os.sched_setaffinity(0, LOAD_CORES)
     return cells
 
 
-def ask(connection: HTTPConnection) -> None:
+def read_user(connection: HTTPConnection) -> None:
     """Read a user; the connection stays open."""
     connection.request("GET", "/users/1")
     answer = connection.getresponse()
@@ -75,12 +76,12 @@ def measure_connections(many: int, length: int) -> dict[str, float]:
         idle = [HTTPConnection(url.host, url.port, timeout=30) for _ in range(many - busy)]
         for connection in idle:
             stack.callback(connection.close)
-            ask(connection)
+            read_user(connection)
             connection.auto_open = 0  # from here on, a closed connection is an error
         after = server.memory()
         seen = measure(server, told, length, busy)
         for connection in idle:
-            ask(connection)
+            read_user(connection)
     return {
         "busy": busy,
         "kb": (after - before) * 1000 / len(idle),

@@ -8,9 +8,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as Grid
-from servers import BENCH, PEERS
+from servers import BENCH, PEERS, SQL
 
 RESULTS, PICTURE = BENCH / "results.json", BENCH / "results.svg"
+# What FastAPI's documentation shows for a database, or, where it shows nothing, the database's own.
+IDIOMS = dict.fromkeys(SQL, "tutorial") | {"redis": "redis-om"}
 GOAL = ("get", "list", "create")  # operations for which a peer's goal holds
 STEADY = 3  # p99 is at most so many times p50 under mixed load
 Cells = list[dict[str, Any]]
@@ -43,15 +45,39 @@ def ratios(ours: Cells, theirs: Cells) -> list[float]:
     return [float(one["rps"] / other["rps"]) for one, other in zip(ours, theirs, strict=True)]
 
 
+def saved(ours: Cells, theirs: Cells) -> float:
+    """Return how many times our processor time they take: the median of the rounds' ratios."""
+    pairs = zip(ours, theirs, strict=True)
+    return statistics.median(work(other) / work(one) for one, other in pairs)
+
+
 def ratio(ours: Cells, theirs: Cells) -> float:
     """Return how many times as fast we are: the median of the rounds' ratios."""
     return statistics.median(ratios(ours, theirs))
 
 
-def kept(results: Results, backend: str, operation: str, ours: str, theirs: str) -> float | None:
-    """Return a ratio from results, or None if it was not measured."""
+def busy(cells: Cells) -> bool:
+    """Return whether other programs took more than a tenth of a core meanwhile."""
+    return median(cells, "others") > 0.1
+
+
+def with_idiom(results: Results, backend: str, operation: str) -> list[Cells] | None:
+    """Return what Roster and the database's idiom did in a cell, or None if it is not known."""
     peers = results["cells"].get(backend, {}).get(operation, {})
-    return ratio(peers[ours], peers[theirs]) if {ours, theirs} <= peers.keys() else None
+    both = [peers.get(name) for name in ("roster", IDIOMS[backend])]
+    return both if all(both) else None
+
+
+def to_idiom(results: Results, base: Results, backend: str, operation: str) -> list[float] | None:
+    """Return a cell's ratio to the idiom, now and in the base, or None if one is not known.
+
+    On a busy machine it is that of processor time: there, a peer with many threads gets a larger
+    share of its core than one with a single thread.
+    """
+    cells = [with_idiom(each, backend, operation) for each in (results, base)]
+    if cells[0] is None or cells[1] is None:
+        return None
+    return [(saved if busy(sum(cells[0], [])) else ratio)(*both) for both in cells if both]
 
 
 def verdict(good: bool, goal: str) -> str:
@@ -63,9 +89,7 @@ def verdict(good: bool, goal: str) -> str:
 def compared(ours: Cells, theirs: Cells) -> list[str]:
     """Return three columns: how many times as fast we are, its spread, and theirs / our work."""
     least, most = (f(ratios(ours, theirs)) for f in (min, max))
-    pairs = zip(ours, theirs, strict=True)
-    saved = statistics.median(work(other) / work(one) for one, other in pairs)
-    return [f"{ratio(ours, theirs):.2f}x", f"{least:.2f}-{most:.2f}", f"{saved:.2f}x"]
+    return [f"{ratio(ours, theirs):.2f}x", f"{least:.2f}-{most:.2f}", f"{saved(ours, theirs):.2f}x"]
 
 
 def summary(cells: Cells) -> Results:

@@ -77,9 +77,8 @@ def to_idiom(results: Results, base: Results, backend: str, operation: str) -> l
     cells = [with_idiom(each, backend, operation) for each in (results, base)]
     if cells[0] is None or cells[1] is None:
         return None
-    return [
-        (saved if busy([*cells[0][0], *cells[0][1]]) else ratio)(*both) for both in cells if both
-    ]
+    figure = saved if busy([*cells[0][0], *cells[0][1]]) else ratio
+    return [figure(*both) for both in cells if both]
 
 
 def verdict(good: bool, goal: str) -> str:

@@ -79,7 +79,7 @@ def measure_database(
     In a round, an operation is asked of each peer in a shuffled order, one after the other: what
     else the machine does meanwhile, it does to all of them. The next round has the opposite order,
     so that no peer is asked first more often than another. An operation that is still ``uncertain``
-    after its rounds has twice as many again.
+    after its rounds has as many again.
     """
     rounds, length = (results["settings"][key] for key in ("rounds", "seconds"))
     with peers_on(backend, peers) as (servers, database):
@@ -92,7 +92,7 @@ def measure_database(
                 results["cells"][backend][operation] = cells
             number, order = 0, names
             while number < rounds or (
-                number < 3 * rounds and uncertain(results, backend, operation)
+                number < 2 * rounds and uncertain(results, backend, operation)
             ):
                 number += 1
                 order = random.sample(names, len(names)) if number % 2 else order[::-1]

@@ -124,7 +124,7 @@ function init(args)
   ask = ways[args[1]](unpack(args, 2))
 end
 
--- wrk's first call is only to see what comes, and is not sent: it must not count as a change.
+-- wrk makes its first call only to look at a request, and does not send it: it is no change.
 function request()
   if place == 1 and not seen then
     seen = true

@@ -23,7 +23,7 @@ from servers import (
 
 SERVERS = ("postgresql", "mysql", "redis")
 WORKERS = (1, 2)
-ROUNDS = 4  # an even number: which one is first alternates
+TRIES = 4  # an even number: which one is first alternates
 KEPT = (1_000, 10_000)
 BUSY = 100  # one connection in so many
 Cells = dict[str, dict[str, list[dict[str, Any]]]]
@@ -41,7 +41,7 @@ def measure_workers(backend: str, length: int, step: Callable[[str], None]) -> C
         pin(psutil.Process().children(recursive=True), CORES)
         try:
             for operation, each in cells.items():
-                for number in range(ROUNDS):
+                for number in range(TRIES):
                     for name in sorted(servers, reverse=number % 2 == 1):
                         step(f"{backend}, {operation}: {name} workers")
                         each[name].append(ask(servers[name], operation, f"try{number}", length))

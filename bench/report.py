@@ -106,7 +106,7 @@ def summary(cells: Cells) -> Results:
 
 
 def percentiles(times: list[int]) -> dict[str, float]:
-    """Return within how many milliseconds 50, 99 and 99.9 % were answered, and how many were."""
+    """Return within how many milliseconds 50, 99 and 99.9 % had a response, and their number."""
     shares = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
     found = {name: times[int(share * len(times))] / 1000 for name, share in shares.items()}
     return {**found, "requests": len(times)}

@@ -19,7 +19,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from many import KEPT, ROUNDS, SERVERS, measure_connections, measure_workers
+from many import KEPT, SERVERS, TRIES, measure_connections, measure_workers
 from report import IDIOMS, RESULTS, console, draw, progress_bar, report, summary, to_idiom
 from servers import (
     CONNECTIONS,
@@ -48,6 +48,7 @@ OPERATIONS = {
 PARTS = ("cells", "mixed", "workers", "connections")
 PACKAGES = ["fastapi", "sqlmodel", "sqlalchemy", "uvicorn", "fastcrud", "litestar"]
 PACKAGES += ["advanced-alchemy", "flask", "django", "django-ninja", "gunicorn", "redis-om"]
+ROUNDS = 5
 QUICK_ROUNDS, QUICK_SECONDS = 4, 1
 MAY_LOSE = 0.15
 Results = dict[str, Any]
@@ -135,7 +136,7 @@ def run(
         for backend in backends
     }
     steps = len(asked) * rounds * sum(len(names) for names in here.values())
-    steps += 4 * ROUNDS * len({*SERVERS} & {*backends}) * ("workers" in parts)
+    steps += 4 * TRIES * len({*SERVERS} & {*backends}) * ("workers" in parts)
     steps += len(KEPT) * ("connections" in parts)
     with progress_bar() as progress:
         task = progress.add_task("", total=steps)
@@ -201,7 +202,7 @@ def main() -> None:
         help=f"{', '.join(PEERS)}, or roster@PLACE: a commit, or a folder with a working tree",
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, help="parts, not all of them")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seconds", type=int, default=2, help="how long a measurement takes")
     parser.add_argument("--quick", action="store_true", help="compare with the committed figures")
     parser.add_argument("--draw", action="store_true", help="only draw the last results again")
@@ -234,7 +235,8 @@ def main() -> None:
         sys.exit(str(error))
     report(results)
     # Half a run is nothing to publish.
-    if args.backend == default and args.peers == list(PEERS) and [*parts] == [*PARTS]:
+    whole = args.backend == default and args.peers == list(PEERS) and [*parts] == [*PARTS]
+    if whole and args.rounds >= ROUNDS:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         draw(results)
         console.print(f"Written: {RESULTS.name}, and the picture.")

@@ -111,7 +111,7 @@ USERS = Table(
 
 
 def new_user(number: int) -> dict[str, str]:
-    """Return what a client sends to add the user who gets this id."""
+    """Return what a client sends to add the user with this id."""
     return {"name": f"User {number}", "email": f"user{number}@example.com"}
 
 
@@ -121,7 +121,7 @@ def seed(url: str) -> None:
     if engine.name == "sqlite":
         with engine.connect() as connection:
             # WAL stays with the file. FULL is what a connection has unless it asks for less, and no
-            # peer does: a commit that was answered is on the disk.
+            # peer does: an acknowledged commit is on the disk.
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             if connection.exec_driver_sql("PRAGMA synchronous").scalar() != 2:
                 sys.exit("This SQLite was built without synchronous=FULL as its default.")
@@ -305,8 +305,7 @@ def write_reads(server: Server) -> None:
 def write_versions(server: Server) -> None:
     """Write the versions of all users, those first that were changed the longest time ago.
 
-    A change that wrk has sent and not seen answered may still be under way; it is not asked for
-    again before all others were.
+    A change whose response wrk did not wait for may still be under way, so its user comes last.
     """
     lines: list[str] = []
     for cursor in (None, *server.cursors):
@@ -341,7 +340,7 @@ def measure(
 ) -> dict[str, Any]:
     """Let wrk ask for some seconds; return what it saw, and the share of a core that each took.
 
-    An answer that is no success ends the run: it is not known what else would be wrong.
+    A response that is no success ends the run: it is not known what else would be wrong.
     """
     threads = connections if script[0] == "mixed" else 1
     wrk = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{length}s", "--timeout=10s"]
@@ -359,13 +358,13 @@ def measure(
         for file in server.folder.glob("took*"):
             for kind, microseconds in map(str.split, file.read_text().splitlines()):
                 seen["took"].setdefault(kind, []).append(int(microseconds))
-    for who, used in after.items():
-        seen[who] = (used - before[who]) / took
+    for program, used in after.items():
+        seen[program] = (used - before[program]) / took
     return seen
 
 
 def ask(server: Server, operation: str, tag: str, length: int) -> dict[str, Any]:
-    """Measure an operation; for longer, if nothing was answered in this time."""
+    """Measure an operation; for longer, if no response came in this time."""
     many = SEARCHES if operation == "find" else CONNECTIONS
     seen = measure(server, script(server, operation, tag), length, many)
     return seen if seen["rps"] else ask(server, operation, f"{tag}-again", 2 * length)

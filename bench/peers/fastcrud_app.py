@@ -40,21 +40,21 @@ class User(Base):
 
 
 class UserCreate(BaseModel):
-    """What comes in."""
+    """The body of a POST."""
 
     name: Name
     email: Email
 
 
 class UserUpdate(BaseModel):
-    """What may change."""
+    """The body of a PATCH."""
 
     name: Name | None = None
     email: Email | None = None
 
 
 class UserRead(BaseModel):
-    """What goes out; SQLite and MariaDB give back what was UTC without its zone."""
+    """A user in a response; SQLite and MariaDB return UTC without its zone."""
 
     id: int
     name: str

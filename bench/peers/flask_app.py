@@ -38,7 +38,7 @@ class User(Base):
     __mapper_args__ = {"version_id_col": version}  # noqa: RUF012  # as SQLAlchemy documents it
 
     def to_dict(self) -> dict[str, object]:
-        """Return what goes out."""
+        """Return a user of a response."""
         return {
             "id": self.id,
             "name": self.name,

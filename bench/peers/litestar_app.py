@@ -40,7 +40,7 @@ class User(base.BigIntAuditBase):
 
 
 class UserCreate(Struct):
-    """What comes in."""
+    """The body of a POST."""
 
     name: Annotated[str, Meta(min_length=1, max_length=100)]
     email: Annotated[str, Meta(max_length=254)]
@@ -51,7 +51,7 @@ class UserCreate(Struct):
 
 
 class UserUpdate(Struct):
-    """What may change."""
+    """The body of a PATCH."""
 
     name: Annotated[str, Meta(min_length=1, max_length=100)] | UnsetType = UNSET
     email: Annotated[str, Meta(max_length=254)] | UnsetType = UNSET
@@ -63,7 +63,7 @@ class UserUpdate(Struct):
 
 
 class UserRead(Struct):
-    """What goes out."""
+    """A user in a response."""
 
     id: int
     name: str

@@ -69,21 +69,21 @@ Email = Annotated[EmailStr, StringConstraints(max_length=254)]
 
 
 class UserCreate(Schema):
-    """What comes in."""
+    """The body of a POST."""
 
     name: Name
     email: Email
 
 
 class UserUpdate(Schema):
-    """What may change."""
+    """The body of a PATCH."""
 
     name: Name | None = None
     email: Email | None = None
 
 
 class UserRead(Schema):
-    """What goes out."""
+    """A user in a response."""
 
     id: int
     name: str

@@ -19,21 +19,21 @@ Email = Annotated[EmailStr, StringConstraints(max_length=254)]
 
 
 class UserCreate(BaseModel):
-    """What comes in."""
+    """The body of a POST."""
 
     name: Name
     email: Email
 
 
 class UserUpdate(BaseModel):
-    """What may change."""
+    """The body of a PATCH."""
 
     name: Name | None = None
     email: Email | None = None
 
 
 class UserRead(BaseModel):
-    """What goes out."""
+    """A user in a response."""
 
     id: int
     name: str

@@ -41,21 +41,21 @@ class User(HashModel, index=True):
 
 
 class UserCreate(BaseModel):
-    """What comes in."""
+    """The body of a POST."""
 
     name: Name
     email: Email
 
 
 class UserUpdate(BaseModel):
-    """What may change."""
+    """The body of a PATCH."""
 
     name: Name | None = None
     email: Email | None = None
 
 
 class UserRead(BaseModel):
-    """What goes out."""
+    """A user in a response."""
 
     id: int
     name: str
@@ -78,9 +78,13 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     for first in range(1, LAST + 1, 1000):
         async with redis.pipeline() as pipe:
             for number in range(first, first + 1000):
-                who = {"id": number, "name": f"User {number}", "email": f"user{number}@example.com"}
-                await User(**who, created_at=THEN, updated_at=THEN).save(pipe)
-                pipe.set(f"roster:email:{who['email']}", number)
+                user = {
+                    "id": number,
+                    "name": f"User {number}",
+                    "email": f"user{number}@example.com",
+                }
+                await User(**user, created_at=THEN, updated_at=THEN).save(pipe)
+                pipe.set(f"roster:email:{user['email']}", number)
                 pipe.zadd("roster:ids", {number: number})
             await pipe.execute()
     await redis.set("roster:last", LAST)

@@ -35,20 +35,20 @@ class User(UserBase, table=True):
 
 
 class UserCreate(UserBase):
-    """What comes in. Only here the address is checked: in a list that goes out, it takes long."""
+    """The body of a POST. Only here is the address checked: in a list, that takes long."""
 
     email: EmailStr = Field(max_length=254)
 
 
 class UserUpdate(SQLModel):
-    """What may change."""
+    """The body of a PATCH."""
 
     name: str | None = Field(default=None, min_length=1, max_length=100)
     email: EmailStr | None = Field(default=None, max_length=254)
 
 
 class UserPublic(UserBase):
-    """What goes out."""
+    """A user in a response."""
 
     id: int
     created_at: datetime

@@ -78,13 +78,10 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     for first in range(1, LAST + 1, 1000):
         async with redis.pipeline() as pipe:
             for number in range(first, first + 1000):
-                user = {
-                    "id": number,
-                    "name": f"User {number}",
-                    "email": f"user{number}@example.com",
-                }
+                email = f"user{number}@example.com"
+                user = {"id": number, "name": f"User {number}", "email": email}
                 await User(**user, created_at=THEN, updated_at=THEN).save(pipe)
-                pipe.set(f"roster:email:{user['email']}", number)
+                pipe.set(f"roster:email:{email}", number)
                 pipe.zadd("roster:ids", {number: number})
             await pipe.execute()
     await redis.set("roster:last", LAST)

@@ -87,7 +87,8 @@ def measure_database(
         results["databases"][backend] = database
         results["cells"][backend] = {}
         for operation in asked:
-            names = [name for name in servers if servers[name].finds or operation != "find"]
+            finding = [name for name in servers if servers[name].finds and peers[name].stores]
+            names = finding if operation == "find" else [*servers]
             cells: dict[str, list[Any]] = {name: [] for name in names}
             if operation != "mixed":
                 results["cells"][backend][operation] = cells

@@ -14,6 +14,7 @@ RESULTS, PICTURE = BENCH / "results.json", BENCH / "results.svg"
 # What FastAPI's documentation shows for a database, or, where it shows nothing, the database's own.
 IDIOMS = dict.fromkeys(SQL, "tutorial") | {"redis": "redis-om"}
 GOAL = ("get", "list", "create")  # operations for which a peer's goal holds
+BUSY = 0.1  # of a core that other programs take
 STEADY = 3  # p99 is at most so many times p50 under mixed load
 Cells = list[dict[str, Any]]
 Results = dict[str, Any]
@@ -57,8 +58,8 @@ def ratio(ours: Cells, theirs: Cells) -> float:
 
 
 def busy(cells: Cells) -> bool:
-    """Return whether other programs took more than a tenth of a core meanwhile."""
-    return median(cells, "others") > 0.1
+    """Return whether other programs took much of a core meanwhile."""
+    return median(cells, "others") > BUSY
 
 
 def with_idiom(results: Results, backend: str, operation: str) -> list[Cells] | None:
@@ -101,6 +102,7 @@ def summary(cells: Cells) -> Results:
             kinds.setdefault(kind, []).extend(times)
     return {
         "rps": median(cells, "rps"),
+        "others": median(cells, "others"),
         "kinds": {kind: percentiles(sorted(times)) for kind, times in kinds.items()},
     }
 
@@ -220,7 +222,13 @@ def report_load(results: Results) -> None:
         for operation, peers in operations.items()
         for cells in peers.values()
     ]
+    others = [share for *_, share in every]
+    others += [each["others"] for peers in results["mixed"].values() for each in peers.values()]
     console.print(f"{results['machine']}, {results['date']}")
+    if others:
+        console.print(f"other programs took {statistics.median(others):.0%} of a core meanwhile")
+        if statistics.median(others) > BUSY:
+            console.print("[red]The machine was busy: these are no numbers to publish.[/]")
     if not every:
         return
     console.print(f"wrk took at most {max(wrk for _, _, wrk, _ in every):.0%} of a core;", end=" ")
@@ -229,10 +237,6 @@ def report_load(results: Results) -> None:
         best = max(rps for name, rps, *_ in every if name == operation)
         title = results["operations"][operation].lower()
         console.print(f"  {title}: {raw['rps']:,.0f} req/s, {raw['rps'] / best:.1f}x the fastest")
-    others = statistics.median(share for *_, share in every)
-    console.print(f"other programs took {others:.0%} of a core meanwhile")
-    if others > 0.1:
-        console.print("[red]The machine was busy: these are no numbers to publish.[/]")
 
 
 def draw(results: Results) -> None:

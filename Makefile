@@ -1,6 +1,6 @@
 # run, test, lint: the three commands. Each makes .venv first if it is not there or is out of date.
 # faults breaks the app and its databases in all ways of tests/faults (make test: in the quick ones).
-# bench measures, in a virtual environment of its own; bench-quick in less than two minutes;
+# bench measures, in a virtual environment of its own; bench-quick fails if speed was lost;
 # bench-scale with ten million rows. soak: SQLite in use for MINUTES.
 
 PYTHON ?= python3

@@ -120,10 +120,15 @@ async def on_fault(request: Request, error: Fault) -> Response:
 
 
 async def on_session_error(request: Request, error: SQLAlchemyError) -> Response:
-    """Answer for a handler's own use of a session. What is no fault is a bug, with a traceback."""
-    if fault := sql_fault(error):
-        return await on_fault(request, fault)
-    raise error
+    """Answer for a handler's own use of a session. What is no fault is a bug, with a traceback.
+
+    So is a value that the database cannot store, if the client has not sent any.
+    """
+    fault = sql_fault(error)
+    sent = request.path_params or request.query_params or request.scope.get("method") != "GET"
+    if not fault or (fault.kind is Kind.BAD_VALUE and not sent):
+        raise error
+    return await on_fault(request, fault)
 
 
 def describe(**texts: str) -> dict[int | str, dict[str, Any]]:

@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     read_database_url: SecretStr = SecretStr("")
     # As many as SQLAlchemy opens by itself, 5 and 10 more under load; here they stay open.
     pool_size: int = Field(default=15, ge=2, le=1000)
+    requests_per_caller: int = Field(default=20, ge=1)
     api_tokens: SecretStr = SecretStr("")
     api_read_tokens: SecretStr = SecretStr("")
 

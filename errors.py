@@ -66,7 +66,8 @@ def answer(status: int, detail: str | list[FieldProblem]) -> JSONResponse:
     content: Any = detail
     if not isinstance(detail, str):
         content = [problem.model_dump() for problem in detail]
-    return JSONResponse({"detail": content}, status, {"Retry-After": "1"} if status == 503 else {})
+    later = {"Retry-After": "1"} if status in (429, 503) else {}
+    return JSONResponse({"detail": content}, status, later)
 
 
 async def on_known_error(_: Request, error: Exception) -> Response:
@@ -149,6 +150,7 @@ UNREACHABLE = describe(
 )
 READ = LIVE | UNREACHABLE
 READ |= describe(_401="A token is needed, or this one is not known.", _422="A field is wrong.")
+READ |= describe(_429="Too many requests of this token are under way. Nothing was done.")
 WRITE = READ | describe(_507="The database is full.")
 SEND = WRITE | describe(_408="The body did not arrive in time.", _413="The body is over 1 MiB.")
 NOT_FOUND = describe(_404="No user has this id.")

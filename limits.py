@@ -53,11 +53,9 @@ class StrictRequest(Request):
     async def stream(self) -> AsyncGenerator[bytes]:
         """Yield the body in pieces; raise HTTPException (413) as soon as it is too large.
 
-        FastAPI's ``max_body_size`` answers in plain text if the request states its length. The
-        connection is closed: the rest of the body isn't worth reading.
+        FastAPI's ``max_body_size`` answers in plain text if the request states its length.
         """
-        reason = f"The body is over {BODY_MAX} bytes."
-        too_large = HTTPException(413, reason, {"Connection": "close"})
+        too_large = HTTPException(413, f"The body is over {BODY_MAX} bytes.")
         if int(self.headers.get("content-length", 0)) > BODY_MAX:
             raise too_large
         size = 0
@@ -156,8 +154,7 @@ class Route(APIRoute):
                 if not limit.expired():
                     raise  # the handler's own
                 if isinstance(request, StrictRequest) and not request.arrived:
-                    reason = f"The body took over {TIME_MAX} seconds."
-                    raise HTTPException(408, reason, {"Connection": "close"}) from None
+                    raise HTTPException(408, f"The body took over {TIME_MAX} seconds.") from None
                 reason = f"The request took over {TIME_MAX} seconds. Retry."
                 raise HTTPException(503, reason, {"Retry-After": "1"}) from None
             etag, have = response.headers.get("ETag"), plain.headers.get("If-None-Match")

@@ -22,6 +22,7 @@ from fastapi import FastAPI, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+import limits
 from db import Settings, get_settings
 from engine import SettingsError
 from errors import BUG, answer
@@ -48,7 +49,6 @@ FORWARDING = re.compile(
     rb"|(.*-)?(client|connecting|real|remote|user|originating|source|socket|peer)-?(ip|addr.*))$",
     re.M,
 ).search
-REST_MAX, REST_TIME = 2**24, 5  # bytes and seconds of a body whose request is answered already
 GUESS_TIME = 0.25  # seconds until a wrong token is answered
 
 
@@ -158,8 +158,8 @@ async def throw_away(receive: Receive) -> None:
     """Read the rest of a body: a client that still sends would not see why it was rejected."""
     size, more = 0, True
     with suppress(TimeoutError):
-        async with asyncio.timeout(REST_TIME):
-            while more and size < REST_MAX:
+        async with asyncio.timeout(limits.REST_TIME):
+            while more and size < limits.REST_MAX:
                 message = await receive()
                 size += len(message.get("body", b""))
                 more = message.get("more_body", False)

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Server, serve
+from conftest import NO_TLS, Server, serve
 from fastapi import FastAPI
 from test_contract import add
 
@@ -233,7 +233,7 @@ def test_40_clients_that_send_2_mb_at_once_read_why_not(
 
 def test_rest_of_a_body_is_read_within_bounds(tmp_path: Path) -> None:
     (tmp_path / "bounded.py").write_text(
-        "import auth\nauth.REST_MAX, auth.REST_TIME = 2**18, 0.5\nfrom app import app\n"
+        "import limits\nlimits.REST_MAX, limits.REST_TIME = 2**18, 0.5\nfrom app import app\n"
     )
     with serve(f"sqlite:///{tmp_path}/a.db", tmp_path, app="bounded:app") as server:
         with pytest.raises(ConnectionError):  # more bytes than that
@@ -263,6 +263,96 @@ def test_clients_that_reset_print_no_traceback_and_few_lines(tmp_path: Path) -> 
         printed = server.printed()[before:]
         assert "Traceback" not in printed
         assert len(printed) < 5000, printed
+
+
+def memory(server: Server) -> int:
+    """Return the most memory that the app has used, in kilobytes."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+
+def send_without_end(server: Server, start: bytes, more: bytes) -> bytes:
+    """Send up to 100 MB, and return what the server answers, if it does."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        with suppress(ConnectionError):
+            connection.sendall(start)
+            for _ in range(100 * MIB // len(more)):
+                connection.sendall(more)
+        with suppress(ConnectionError):
+            return connection.recv(1000)
+    return b""
+
+
+ENDLESS = {
+    "URL": (b"GET /", b"x" * MIB),
+    "headers": (b"GET / HTTP/1.1\r\n", b"x: y\r\n" * 2**16),
+    "name": (b"GET / HTTP/1.1\r\n", b"x" * MIB),
+    "value": (b"GET / HTTP/1.1\r\nx: ", b"y" * MIB),
+    "trailers": (
+        b"POST /users/ HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+        b"x: y\r\n" * 2**16,
+    ),
+    "blank lines": (b"", b"\r\n" * 2**16),
+    "pipeline": (b"", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2**14),
+}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Yield the app on SQLite."""
+    folder = tmp_path_factory.mktemp("plain")
+    with serve(f"sqlite:///{folder}/a.db", folder, app="app:app") as server:
+        yield server
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_endless_request_takes_no_memory(plain: Server, kind: str) -> None:
+    before = memory(plain)
+    with ThreadPoolExecutor(30) as pool:
+        work = [pool.submit(send_without_end, plain, *ENDLESS[kind]) for _ in range(30)]
+        while not all(part.done() for part in work):
+            assert httpx.get(f"{plain.url}/livez", verify=NO_TLS, timeout=20).is_success
+    assert memory(plain) - before < 100_000
+    assert "Traceback" not in plain.printed()
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [("URL", 414), ("headers", 431), ("name", 431), ("value", 431)]
+)
+def test_request_that_is_too_large_is_answered(plain: Server, kind: str, status: int) -> None:
+    start, more = ENDLESS[kind]
+    host, port = plain.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(start)
+        for _ in range(20):
+            connection.sendall(more[: 2**14])
+            time.sleep(0.01)
+        head, _, body = connection.recv(1000).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert list(json.loads(body)) == ["detail"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: x\r\n\r\n", 400),
+        (b"GET http://x/livez HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET http://localhost/livez HTTP/1.1\r\n\r\n", 400),
+        (b"GET http://localhost/livez HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+        (b"GET http://localhost:80/livez HTTP/1.1\r\nHost: localhost:80\r\n\r\n", 200),
+        (b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+        (b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+        (b"CONNECT x:1 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+    ],
+)
+def test_request_names_one_host(plain: Server, request_: bytes, status: int) -> None:
+    host, port = plain.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(request_)
+        head, _, body = connection.recv(1000).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), head
+    assert status == 200 or list(json.loads(body)) == ["detail"]
 
 
 @pytest.mark.parametrize("stubborn", [False, True])

@@ -63,7 +63,8 @@ class Sparing(logging.Filter):
         self.kinds: dict[object, tuple[float, int]] = {}  # its second, and how many came in it
 
     def filter(self, record: logging.LogRecord) -> bool:
-        kind: Any = record.levelno >= logging.WARNING and record.msg
+        failed = record.levelno >= logging.WARNING
+        kind: Any = failed and (record.msg, (record.exc_info or [None])[0])
         if record.name == "uvicorn.access":
             kind = cast(Any, record.args)[-1] >= 400 and cast(Any, record.args)[-1]
         if not (kind := getattr(record, "kind", kind)):

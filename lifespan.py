@@ -5,6 +5,7 @@ https://fastapi.tiangolo.com/advanced/events/ explains what a lifespan is.
 
 import asyncio
 import gc
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -133,13 +134,16 @@ def telemetry() -> TelemetryConfig:
 
 
 @asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Start the database of the settings; stop it at the end.
 
     While the database is unreachable, the app serves all the same (503, except for ``/livez``),
     and starts the database as soon as it answers. If it refuses, or a setting is wrong, the app
     ends with one line.
     """
+    if not logger.hasHandlers():  # another server than uvicorn
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)
     trying = None
     try:
         get_callers()
@@ -156,6 +160,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # A connection that breaks while PyMongo closes it has nothing to add.
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
         raise SystemExit(str(error)) from None
+    app.state.started = True
     # What exists now stays: the garbage collector need not look through it again and again, each
     # time for as long as some twenty requests take; nor look for more after 700 new objects, which
     # is as many as a page of users has.

@@ -254,6 +254,9 @@ class Route(APIRoute):
                     raise HTTPException(408, f"The body took over {TIME_MAX} seconds.") from None
                 reason = f"The request took over {TIME_MAX} seconds. Retry."
                 raise HTTPException(503, reason, {"Retry-After": "1"}) from None
+            location = response.headers.get("Location", "")
+            if location.startswith("/"):
+                response.headers["Location"] = plain.scope.get("root_path", "") + location
             if plain.method == "GET" and "If-None-Match" in plain.headers:
                 have, etag = plain.headers.getlist("If-None-Match"), response.headers.get("ETag")
                 tags = [tag for _, tag in TAG.findall(",".join(have))]

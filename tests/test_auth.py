@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -383,6 +384,51 @@ def test_websocket_needs_a_token_that_writes_and_an_own_page() -> None:
     assert auth.Access(nothing, lambda: {b"": auth.LOCAL}).check(scope, own)[1]
     assert auth.Access(nothing, dict).check(scope, foreign)[1]
     assert auth.Access(nothing, dict).check(scope, own)[1] is None
+
+
+# Fairness
+
+
+def test_caller_with_too_many_requests_under_way_is_429_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import asyncio\nfrom app import app\n\n"
+        "@app.get('/slow')\nasync def slow() -> None:\n    await asyncio.sleep(3)\n"
+    )
+    monkeypatch.setenv("API_TOKENS", f"ada:{WRITE}")
+    monkeypatch.setenv("API_READ_TOKENS", f"bob:{READ}")
+    monkeypatch.setenv("REQUESTS_PER_CALLER", "3")
+    with (
+        serve(f"sqlite:///{tmp_path}/a.db", tmp_path, app="slow:app") as server,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        slow = [pool.submit(ask, server, "GET /slow", bearer(READ), timeout=30) for _ in range(4)]
+        wait_until(lambda: any(part.done() for part in slow))
+        assert ask(server, "GET /users/", bearer(WRITE)).status_code == 200
+        assert ask(server, "GET /readyz").status_code == 200
+        statuses = [part.result() for part in slow]
+        assert sorted(part.status_code for part in statuses) == [200, 200, 200, 429]
+        (refused,) = (part for part in statuses if part.status_code == 429)
+        assert refused.headers["retry-after"] == "1"
+        assert list(refused.json()) == ["detail"]
+        assert ask(server, "GET /users/", bearer(READ)).status_code == 200  # they count no more
+
+
+def test_wrong_tokens_are_slowed_down_counted_and_delay_no_other(guarded: Server) -> None:
+    time.sleep(1.05)  # of each kind, two lines a second are printed
+    before = len(guarded.printed())
+    with ThreadPoolExecutor(30) as pool:
+        wrong = [pool.submit(ask, guarded, "GET /users/", bearer("x" * 24)) for _ in range(60)]
+        assert ask(guarded, "GET /users/", bearer(READ)).status_code == 200
+        for response in (part.result() for part in wrong):
+            assert response.status_code in (401, 429)
+            took = response.elapsed.total_seconds()
+            assert response.status_code == 429 or took >= auth.GUESS_TIME
+    time.sleep(1.05)
+    ask(guarded, "GET /users/", bearer("x" * 24))
+    wait_until(lambda: "were left out" in guarded.printed()[before:])
+    assert " 401 by unknown, " in guarded.printed()[before:]
 
 
 # The log

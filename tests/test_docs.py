@@ -136,8 +136,9 @@ async def main():
         await session.exec(text("CREATE TABLE note (user_id INTEGER REFERENCES users (id))"))
         await session.exec(text("INSERT INTO note VALUES (1)"))
     transport = httpx.ASGITransport(roster, client=("127.0.0.1", 1))
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
-        assert (await http.put("/tasks/")).headers["Allow"] == "GET, POST"
+    started = roster.router.lifespan_context(roster)
+    async with started, httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        assert (await http.put("/tasks/")).headers["Allow"] == "GET, HEAD, POST"
         refused = await http.delete("/users/1")
         assert refused.status_code == 409
         assert "email" not in refused.text

@@ -37,7 +37,13 @@ def test_what_a_handler_raises_itself_is_a_bug(
     before = len(own_app.printed())
     response = http.request(method, "/own/fails", params={"kind": kind})
     assert (response.status_code, response.json()) == (500, {"detail": "Internal Server Error"})
-    wait_until(lambda: "Traceback" in own_app.printed()[before:])
+    assert response.headers["connection"] == "close"
+
+    def printed() -> bool:  # of each kind, two a second are
+        assert http.request(method, "/own/fails", params={"kind": kind}).status_code == 500
+        return "Traceback" in own_app.printed()[before:]
+
+    wait_until(printed)
 
 
 @on_sql
@@ -68,3 +74,12 @@ def test_value_that_no_client_has_sent_is_a_bug(own_app: Server, http: httpx.Cli
     before = len(own_app.printed())
     assert http.get("/own/bug").status_code == 500
     wait_until(lambda: "Traceback" in own_app.printed()[before:])
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [("kind=a&kind=b", 200), ("kind=a&one=b", 200), ("kind=a&one=b&one=b", 422)],
+)
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True, scope="session")
+def test_only_a_list_may_be_given_twice(http: httpx.Client, query: str, status: int) -> None:
+    assert http.get(f"/own/many?{query}").status_code == status

@@ -156,6 +156,9 @@ def test_no_setting_is_needed(
 on_servers = pytest.mark.parametrize(
     "database", [name for name in BACKENDS if name != "sqlite"], indirect=True
 )
+on_few_and_sqlite = pytest.mark.parametrize(
+    "database", quick_on(BACKENDS, "sqlite", "postgresql", "redis"), indirect=True
+)
 on_few = pytest.mark.parametrize(
     "database",
     quick_on([name for name in BACKENDS if name != "sqlite"], "postgresql", "redis"),
@@ -377,3 +380,93 @@ def test_sigterm_ends_the_app_at_once(database: Database, tmp_path: Path) -> Non
         server.process.wait(timeout=10)
         assert time.monotonic() - began < 5
         assert "Traceback" not in server.printed()
+
+
+def test_paths_are_right_under_the_prefix_of_a_proxy(tmp_path: Path) -> None:
+    options = ("--root-path=/roster", "--forwarded-allow-ips=127.0.0.1")
+    with (
+        serve(f"sqlite:///{tmp_path}/a.db", tmp_path, *options, app="app:app") as server,
+        httpx.Client(base_url=server.url, verify=NO_TLS) as client,
+    ):
+        created = client.post("/users/", json={"name": "a", "email": "a@b.de"})
+        assert created.headers["location"] == f"/roster/users/{created.json()['id']}"
+        docs = client.get("/docs").text
+        assert "'/roster/openapi.json'" in docs
+        assert set(re.findall(r'(?:src|href)="(/[a-z]*)', docs)) == {"/roster"}
+        assert client.get("/openapi.json").json()["servers"] == [{"url": "/roster"}]
+        # Links of the page, and of the description in /docs, go from where they are.
+        assert not re.search(r'(src|href)="/', client.get("/").text)
+        assert "](/" not in client.get("/openapi.json").json()["info"]["description"]
+        moved = client.get("/users?limit=1").headers["location"]
+        assert moved == f"{server.url}/roster/users/?limit=1"
+
+
+def test_redirect_has_the_scheme_that_a_trusted_proxy_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "t" * 24
+    monkeypatch.setenv("API_TOKENS", f"ada:{token}")
+    headers = {
+        "Authorization": f"Bearer {token}",
+        "Host": "roster.example.com",
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-For": "192.0.2.1",
+    }
+    with serve(f"sqlite:///{tmp_path}/a.db", tmp_path, app="app:app") as server:
+        moved = httpx.get(f"{server.url}/users", headers=headers, verify=NO_TLS)
+        assert moved.headers["location"] == "https://roster.example.com/users/"
+
+
+MOUNTED = """
+from contextlib import asynccontextmanager
+from fastapi import FastAPI
+from app import app as roster
+
+@asynccontextmanager
+async def lifespan(_):
+    async with roster.router.lifespan_context(roster):
+        yield
+
+app = FastAPI({})
+app.mount("/roster", roster)
+
+@app.get("/livez")
+async def live():
+    return "ok"
+"""
+
+
+@on_few_and_sqlite
+def test_app_that_is_mounted_says_how_to_start_it(database: Database, tmp_path: Path) -> None:
+    (tmp_path / "without.py").write_text(MOUNTED.format(""))
+    (tmp_path / "outer.py").write_text(MOUNTED.format("lifespan=lifespan"))
+    with database.new() as url:
+        with serve(url, tmp_path, app="without:app") as server:
+            response = httpx.get(f"{server.url}/roster/users/", verify=NO_TLS)
+            assert (response.status_code, list(response.json())) == (500, ["detail"])
+            wait_until(lambda: "RuntimeError: Roster has not started." in server.printed())
+        with (
+            serve(url, tmp_path, app="outer:app") as server,
+            httpx.Client(base_url=f"{server.url}/roster", verify=NO_TLS) as client,
+        ):
+            created = client.post("/users/", json={"name": "a", "email": "a@b.de"})
+            assert created.headers["location"] == f"/roster/users/{created.json()['id']}"
+            assert client.get(f"/users/{created.json()['id']}").is_success
+
+
+def test_another_server_than_uvicorn_prints_the_log_of_changes(tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text(
+        "import asyncio, httpx\n"
+        "from app import app\n"
+        "async def main():\n"
+        "    transport = httpx.ASGITransport(app, client=('127.0.0.1', 1))\n"
+        "    client = httpx.AsyncClient(transport=transport, base_url='http://localhost')\n"
+        "    async with app.router.lifespan_context(app), client:\n"
+        "        await client.post('/users/', json={'name': 'a', 'email': 'a@b.de'})\n"
+        "asyncio.run(main())\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "DATABASE_URL": f"sqlite:///{tmp_path}/a.db"}
+    run = subprocess.run(
+        [sys.executable, "other.py"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert "POST /users/ 201 by local, request " in run.stderr, run.stderr

@@ -49,6 +49,10 @@ FORWARDING = re.compile(
     rb"|(.*-)?(client|connecting|real|remote|user|originating|source|socket|peer)-?(ip|addr.*))$",
     re.M,
 ).search
+NOT_STARTED = (
+    "Roster has not started. An app that mounts it has to run its lifespan, too:"
+    " async with roster.router.lifespan_context(roster)"
+)
 GUESS_TIME = 0.25  # seconds until a wrong token is answered
 
 
@@ -242,6 +246,8 @@ class Access:
         inner = {**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope
         self.under_way[caller.name] += 1
         try:
+            if not (hasattr(scope["app"].state, "started") or scope["app"].dependency_overrides):
+                raise RuntimeError(NOT_STARTED)
             if caller is UNKNOWN and rejection and rejection.status_code == 401:
                 await asyncio.sleep(GUESS_TIME)
             await (rejection or self.app)(inner, receive_on, send_on)

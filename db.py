@@ -92,11 +92,6 @@ def open_session(read_only: bool = False) -> AsyncSession:
 
 async def get_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
     """Yield the session of a request: for reading if it is a GET or a HEAD, else for changes."""
-    if not hasattr(connection.app.state, "started"):
-        raise RuntimeError(
-            "Roster has not started. An app that mounts it has to run its lifespan, too:"
-            " async with roster.router.lifespan_context(roster)"
-        )
     async with open_session(connection.scope.get("method") in ("GET", "HEAD")) as session:
         yield session
 

@@ -123,7 +123,8 @@ async def main():
     async with open_session() as session:
         session.add(User(name="Ada", email="ada@example.com"))
     transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+    started = app.router.lifespan_context(app)
+    async with started, httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         form = await http.get("/admin/task/create")
         token = re.search('name="csrftoken" value="([^"]+)"', form.text)[1]
         sent = {"title": "Call Ada", "owner": "1", "csrftoken": token}

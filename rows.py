@@ -9,9 +9,9 @@ from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 from pydantic import MISSING, AfterValidator, AwareDatetime
-from sqlalchemy import BigInteger, Column, Dialect, Integer, Numeric, String, event
+from sqlalchemy import BigInteger, Column, Dialect, Integer, Numeric, String, Update, event, text
 from sqlalchemy import Enum as SQLEnum
-from sqlalchemy.orm import declared_attr
+from sqlalchemy.orm import ORMExecuteState, Session, declared_attr
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlmodel import Field, SQLModel
 
@@ -113,7 +113,7 @@ class Versioned(SQLModel):
             "onupdate": utc_now,
         },
     )
-    version: int = Field(default=1)
+    version: int = Field(default=1, sa_column_kwargs={"onupdate": text("version + 1")})
 
 
 def columns_of(model: type[SQLModel]) -> list[Column[Any]]:
@@ -136,6 +136,20 @@ def update_keys(_: object, __: object, row: SQLModel) -> None:
     """Let the keys of an object follow its fields when it is stored again."""
     for key, field in keys_of(type(row)).items():
         setattr(row, key, fold(getattr(row, field)))
+
+
+@event.listens_for(Session, "do_orm_execute")
+def update_keys_of_statement(state: ORMExecuteState) -> None:
+    """Let the keys follow the fields in ``update(Model)``, too."""
+    statement = state.statement
+    if isinstance(statement, Update) and (mapper := state.bind_mapper):
+        keys = keys_of(cast(type[SQLModel], mapper.class_))
+        many = state.parameters if isinstance(state.parameters, list) else []
+        values = statement.compile().params if keys and not many else {}
+        found = {key: fold(values[field]) for key, field in keys.items() if values.get(field)}
+        state.statement = statement.values(found) if found else statement
+        for row in many:
+            row |= {key: fold(row[field]) for key, field in keys.items() if field in row}
 
 
 class Values(dict[str, Any]):

@@ -205,8 +205,11 @@ def test_link_to_a_person_opens_it_and_back_closes_it(
     other = new_page()
     other.goto(page.url)
     expect(other.get_by_role("dialog", name="Edit Ada")).to_be_visible()
+    bob = add(client, "Bob")
+    other.goto(f"/#{bob['id']}")
+    expect(other.get_by_role("dialog", name="Edit Bob")).to_be_visible()
     other.goto(page.url + "9")
-    other.reload()
+    expect(other.get_by_role("dialog")).to_be_hidden()
     expect(other.locator("#undo")).to_contain_text("The person of this link does not exist.")
     button(other, "Close").click()
     expect(other.locator("#top")).to_be_focused()
@@ -699,7 +702,7 @@ def test_html_in_a_name_stays_text_everywhere(
     button(page, "Check 2 people").click()
     assert figures(page) == ["0 will be added", "1 skipped", "1 refused"]
     expect(page.locator("td:nth-child(2)")).to_have_text([XSS, XSS])
-    assert page.locator("img, script[src*=x]").count() == 0
+    assert page.locator("img[src=x], script[src*=x]").count() == 0
 
 
 # Who may
@@ -928,22 +931,6 @@ def test_screen_reader_has_a_name_for_everything(client: httpx.Client, page: Pag
     expect(page.get_by_role("dialog", name="Import people").locator("#file")).to_be_focused()
     page.keyboard.press("Escape")
     expect(button(page, "Import")).to_be_focused()
-
-
-@on_sqlite
-@pytest.mark.parametrize(("motion", "moves"), [("reduce", False), ("no-preference", True)])
-def test_nothing_moves_for_who_wants_it_so(
-    client: httpx.Client, new_page: Callable[..., Page], motion: str, moves: bool
-) -> None:
-    page = new_page(reduced_motion=motion)
-    # Without this, it would be over before it is looked at.
-    page.evaluate(
-        "addEventListener('animationstart', ({ target }) => (target.dataset.moves = true), true)"
-    )
-    button(page, "Add person").click()
-    field(page, "Name").fill("x")
-    page.wait_for_timeout(100)
-    assert (page.locator("dialog[data-moves]").count() == 1) == moves
 
 
 # On every database

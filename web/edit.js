@@ -1,99 +1,75 @@
-// Adding and editing an item, in a form made of the table's fields. The rules are the API's: it is
-// asked, and its refusal is put in words beside the field.
+// Adding and editing an item, in a form made of the table's fields. The rules are the API's: it is asked, and its
+// refusal is put in words beside the field.
 
-import { byId, call, caller, deleting, drop, element, find, focusOn, minute, redraw, settle, table, tell, titleOf, wait } from "./roster.js";
-import { inWords, labelOf, nameOf, text } from "./tables.js";
+import { byId, call, caller, deleting, drop, element, focusOn, minute, redraw, settle, table, tell, titleOf, wait } from "./roster.js";
+import { inWords, labelOf, nameOf, others, text } from "./tables.js";
 
-const title = element("h2", { id: "editor-title", dir: "auto" });
-const inputs = element("div", { id: "fields" });
-const conflict = element("div", { hidden: true });
-const problem = element("p", { className: "wrong", role: "alert" });
-const changed = element("p", { id: "changed" });
-const cancel = element("button", { type: "button", onclick: () => editor.close() }, "Cancel");
-const saveButton = element("button", { className: "main" }, "Save");
-const form = element("form", { noValidate: true });
-const editor = element("dialog", { id: "editor", aria: { labelledby: "editor-title" } }, form);
-form.append(title, element("p", { className: "problem", role: "status" }), inputs, conflict, problem);
-form.append(element("footer", {}, changed, cancel, saveButton));
-document.body.append(editor);
-
+const editor = byId("editor");
+const form = editor.firstElementChild;
+const conflict = byId("conflict");
 let before = null; // the item as the person saw it; null: a new one
-let fields = []; // each with its input
+let fields = []; // each with its input, and the text that this had
 let saving = null; // stops the request under way
 let warned = false;
 let left = Promise.resolve(); // settled when the URL of the item shown last is left
 
-// ---- Fields: each value as the text of its input, and back
-
-/** Return a time as an input has it: local, without seconds. */
-const local = (time) => new Date(time - time.getTimezoneOffset() * 60_000).toISOString().slice(0, 16);
+// ---- Fields: a value as the text of its input, and back
 
 function toText({ kind }, value) {
   if (value === null || value === undefined) return "";
+  // As an input has it: local, without seconds.
+  const local = (time) => new Date(time - time.getTimezoneOffset() * 60_000).toISOString().slice(0, 16);
   return kind === "moment" ? local(new Date(value)) : String(value).replace(/\r\n?/g, "\n");
 }
 
 function fromText({ kind, nullable, options, schema }, text) {
   if (text === "") return nullable ? null : /text|email/.test(kind) ? "" : undefined;
-  if (kind === "yesno") return text === "true";
-  if (kind === "choice") return options.find((option) => String(option) === text);
+  if (/choice|yesno/.test(kind)) return options.find((option) => String(option) === text);
   if (kind === "moment") return new Date(text).toISOString();
   return (kind === "number" && !schema.exact) || kind === "reference" ? Number(text) : text;
 }
 
-/** Give a field an input with a value, and what belongs to it. */
-function makeInput(field, value) {
-  const { kind, name, required, nullable, options, schema } = field;
-  const properties = { id: `field-${name}`, autocomplete: "off" };
-  let input;
-  if (kind === "reference") input = element("select", properties);
-  else if (kind === "choice" || (kind === "yesno" && nullable)) {
-    const choices = (options[0] === undefined ? [true, false] : options).map((option) =>
-      element("option", { value: String(option) }, kind === "yesno" ? text(field, option) : String(option)),
-    );
-    input = element("select", properties, ...(required && !nullable ? [] : [element("option", { value: "" }, "–")]), ...choices);
-  } else if (kind === "text" && ((schema.maxLength ?? 0) > 255 || String(value ?? "").includes("\n"))) {
-    input = element("textarea", { ...properties, rows: 4, dir: "auto" });
-  } else {
-    const type = { email: "email", yesno: "checkbox", number: "number", date: "date", moment: "datetime-local" }[kind] ?? "text";
-    input = element("input", { ...properties, type, ...(type === "number" && { step: "any" }), dir: "auto", spellcheck: kind === "text" });
-  }
-  const search = kind === "reference" && caller.writes ? [referenceFor(field, input, toText(field, value))] : [];
-  if (input.type === "checkbox") input.checked = Boolean(value);
-  else input.value = toText(field, value);
-  input.setAttribute("aria-describedby", `${input.id}-problem`);
-  input[input.matches("select, [type=checkbox]") ? "disabled" : "readOnly"] = !caller.writes;
-  Object.assign(field, { input, parts: [...search, input] });
-}
-
-function setValue(field, value) {
-  const old = field.parts;
-  makeInput(field, value);
-  old[0].before(...field.parts);
-  for (const part of old) part.remove();
-}
-
 const textOf = ({ input }) => (input.type === "checkbox" ? String(input.checked) : input.value);
 
-/** Return a search, and a select that it fills with rows of another table. */
-function referenceFor({ to }, select, value) {
-  const option = (id, label) => element("option", { value: id }, label);
-  const fill = (...found) => {
-    const now = select.value;
-    const kept = [...select.options].filter((other) => other.value === now || !other.value);
-    select.replaceChildren(...kept, ...found.filter((other) => other.value !== now));
-    select.size = found.length && Math.min(select.length, 6); // open, to choose from
-  };
-  const close = () => (select.size = 0);
+/** Give a field an input with a value; a reference has a search above it. */
+function makeInput(field, value) {
+  const { kind, name, nullable, options, schema, to } = field;
+  const properties = { id: `field-${name}`, autocomplete: "off", dir: "auto", aria: { describedby: `field-${name}-problem` } };
+  const types = { email: "email", yesno: "checkbox", number: "number", date: "date", moment: "datetime-local" };
+  const option = (value, ...shown) => element("option", { value: String(value) }, ...shown);
+  const now = toText(field, value);
+  let input;
+  if (kind === "reference") {
+    const known = now ? [option(now, `#${now}`)] : [];
+    input = element("select", properties, option("", "–"), ...known);
+    if (now) nameOf(to, now).then((label) => (known[0].textContent = label));
+  } else if (kind === "choice" || (kind === "yesno" && nullable)) {
+    input = element("select", properties, option("", "–"), ...options.map((value) => option(value, text(field, value))));
+  } else if (schema.maxLength > 255 || now.includes("\n")) input = element("textarea", { ...properties, rows: 4 });
+  else input = element("input", { ...properties, type: types[kind] ?? "text", step: "any", spellcheck: kind === "text" });
+  if (input.type === "checkbox") input.checked = Boolean(value);
+  else input.value = now;
+  input[input.matches("select, [type=checkbox]") ? "disabled" : "readOnly"] = !caller.writes;
+  const old = field.parts;
+  Object.assign(field, { input, parts: kind === "reference" && caller.writes ? [searchFor(to, input), input] : [input] });
+  old?.[0].before(...field.parts);
+  for (const part of old ?? []) part.remove();
+}
+
+/** Return a search that fills a select with rows of another table. */
+function searchFor(to, select) {
+  const search = element("input", { type: "search", autocomplete: "off", ariaLabel: `Search ${to.many}`, placeholder: `Search ${to.many}` });
   const look = async () => {
     const q = search.value.trim();
     const { items } = await call(`${to.path}?${new URLSearchParams({ limit: 8, ...(q && { q }) })}`);
-    fill(...items.map((item) => option(String(item.id), labelOf(to, item))));
-    tell(items.length ? `${items.length} found` : `No ${to.many} found.`);
-    return items;
+    const kept = [...select.options].filter(({ selected, value }) => selected || !value);
+    const found = items.filter(({ id }) => String(id) !== select.value);
+    select.replaceChildren(...kept, ...found.map((item) => element("option", { value: item.id }, labelOf(to, item))));
+    select.size = Math.min(select.length, 6); // open, to choose from
+    tell(`${items.length} found`);
+    return items[0];
   };
   let typing;
-  const search = element("input", { type: "search", autocomplete: "off", ariaLabel: `Search ${to.many}`, placeholder: `Search ${to.many}` });
   search.oninput = () => {
     clearTimeout(typing);
     typing = setTimeout(look, 150);
@@ -101,19 +77,12 @@ function referenceFor({ to }, select, value) {
   search.onkeydown = async (event) => {
     if (event.key === "ArrowDown") select.focus();
     if (event.key !== "Enter") return;
-    event.preventDefault(); // it takes the first that is found
+    event.preventDefault(); // Enter takes the first that is found
     clearTimeout(typing);
-    const [first] = await look();
-    if (first) select.value = first.id;
-    close();
+    select.value = (await look())?.id ?? select.value;
+    select.size = 0;
   };
-  select.onchange = close;
-  select.append(option("", "–"));
-  if (value) {
-    select.append(option(value, `#${value}`));
-    select.value = value;
-    nameOf(to, value).then((label) => (select.selectedOptions[0].textContent = label));
-  }
+  select.onchange = () => (select.size = 0);
   return search;
 }
 
@@ -123,28 +92,24 @@ const isChanged = (field) => textOf(field) !== field.was;
 const isDirty = () => editor.open && fields.some(isChanged);
 
 /** Return what to send: of a change, only the fields that differ. */
-const typed = () => {
+function typed() {
   const sent = fields.filter((field) => isChanged(field) || (!before && field.required));
   return Object.fromEntries(sent.map((field) => [field.name, fromText(field, textOf(field))]).filter(([, value]) => value !== undefined));
-};
+}
 
-/** Draw the fields with an item's values. */
+/** Draw the fields with an item's values, and as text what cannot be changed. */
 function draw(item) {
-  const known = before ? table.change : table.create;
-  fields = known.filter(({ kind }) => kind !== "other").map((field) => ({ ...field }));
+  fields = (before ? table.change : table.create).filter(({ kind }) => kind !== "other").map((field) => ({ ...field }));
+  byId("fields").replaceChildren();
   for (const field of fields) {
-    makeInput(field, item ? item[field.name] : field.default);
+    makeInput(field, item ? item[field.name] : field.schema.default);
     field.was = textOf(field);
+    const optional = field.required || before ? [] : [element("small", {}, " (optional)")];
+    const label = element("label", { htmlFor: field.input.id }, field.label, ...optional);
+    byId("fields").append(label, ...field.parts, element("p", { id: `${field.input.id}-problem`, className: "wrong" }));
   }
-  const rest = table.read.filter(({ name }) => before && !/^(id|version|created_at|updated_at)$/.test(name) && !fields.some((field) => field.name === name));
-  inputs.replaceChildren(
-    ...fields.flatMap(({ input, parts, label, required }) => [
-      element("label", { htmlFor: input.id }, label, ...(required || before ? [] : [element("small", {}, " (optional)")])),
-      ...parts,
-      element("p", { id: `${input.id}-problem`, className: "wrong" }),
-    ]),
-    ...rest.map((field) => element("p", { className: "fixed" }, element("b", {}, `${field.label}: `), text(field, before[field.name]))),
-  );
+  const fixed = before ? others(...fields.map(({ name }) => name)) : [];
+  byId("fields").append(...fixed.map((field) => element("p", {}, element("b", {}, `${field.label}: `), text(field, before[field.name]))));
 }
 
 export const add = () => edit(null);
@@ -152,17 +117,15 @@ export const add = () => edit(null);
 /** Open the form for an item, or for a new one (null). */
 export async function edit(item) {
   await left;
-  if (editor.open) {
-    if (item && before?.id === item.id) return;
-    editor.close();
-    await left;
-  }
+  if (editor.open && item && before?.id === item.id) return;
+  if (editor.open) editor.close();
+  await left;
   before = item;
   warned = false;
-  title.textContent = item ? (caller.writes ? `Edit ${titleOf(item)}` : titleOf(item)) : `Add a ${table.one}`;
-  changed.textContent = item?.updated_at ? `Changed ${minute(item.updated_at)}` : "";
-  saveButton.hidden = !caller.writes;
-  cancel.textContent = caller.writes ? "Cancel" : "Close";
+  byId("editor-title").textContent = item ? `${caller.writes ? "Edit " : ""}${titleOf(item)}` : `Add a ${table.one}`;
+  byId("changed").textContent = item?.updated_at ? `Changed ${minute(item.updated_at)}` : "";
+  byId("save").hidden = !caller.writes;
+  byId("cancel").textContent = caller.writes ? "Cancel" : "Close";
   draw(item);
   compare(null);
   complain([]);
@@ -179,49 +142,42 @@ function complain(problems, message = "") {
     input.ariaInvalid = String(Boolean(found));
   }
   const others = problems.filter(({ loc }) => !fields.some(({ name }) => name === loc.at(-1)));
-  problem.textContent = [message, ...others.map((other) => `${other.loc.at(-1)}: ${inWords(other)}`)].filter(Boolean).join(" ");
+  byId("editor-problem").textContent = [message, ...others.map((other) => `${other.loc.at(-1)}: ${inWords(other)}`)].join(" ").trim();
   form.querySelector("[aria-invalid=true]")?.focus();
 }
 
 /** Store what was typed, or chosen. */
 async function save() {
   if (saving) return;
-  for (const field of conflict.hidden ? [] : fields)
-    if (form.elements[`whose-${field.name}`]?.value === "theirs") setValue(field, before[field.name]);
+  for (const field of fields) if (form.elements[`whose-${field.name}`]?.value === "theirs") makeInput(field, before[field.name]);
   compare(null);
   const partial = fields.filter(({ input }) => input.validity.badInput);
-  if (partial.length) return complain(partial.map(({ name }) => ({ loc: [name], msg: "This is not complete." })));
+  complain(partial.map(({ name }) => ({ loc: [name], msg: "This is not complete." })));
   const body = typed();
+  if (partial.length) return;
   if (before && !Object.keys(body).length) return editor.close();
-  complain([]);
-  saveButton.textContent = "Saving…";
+  byId("save").textContent = "Saving…";
   saving = new AbortController();
   const { signal } = saving;
+  const request = { method: before ? "PATCH" : "POST", body, version: before?.version, signal };
+  const path = `${table.path}${before?.id ?? ""}`;
   try {
-    show(await send(body, signal));
+    const stored = await call(path, request).catch(async (error) => {
+      if (error.status !== 409 || !deleting.size) throw error;
+      await settle(); // what it conflicts with may be about to be deleted
+      return call(path, request);
+    });
+    show(stored);
   } catch (error) {
     if (!signal.aborted) await recover(error, body, signal);
   } finally {
     saving = null;
-    saveButton.textContent = "Save";
-  }
-}
-
-async function send(body, signal) {
-  const request = before ? { method: "PATCH", body, version: before.version, signal } : { method: "POST", body, signal };
-  const path = before ? `${table.path}${before.id}` : table.path;
-  try {
-    return await call(path, request);
-  } catch (error) {
-    if (error.status !== 409 || !deleting.size) throw error;
-    await settle(); // a row that is about to be deleted may be what it conflicts with
-    return call(path, request);
+    byId("save").textContent = "Save";
   }
 }
 
 /** Close the form, and show an item in the list as it is stored. */
 function show(item) {
-  before = item;
   for (const field of fields) field.was = textOf(field);
   redraw(item);
   editor.close();
@@ -242,16 +198,16 @@ async function recover(error, body, signal) {
       const { items } = await call(`${table.path}?${new URLSearchParams({ [table.email]: body[table.email] })}`, { signal });
       if (same(items[0])) return show(items[0]);
     }
-    if (error.status !== 404) return complain(error.fields, error.fields.length ? "" : error.message);
+    throw error;
   } catch (again) {
     if (signal.aborted) return;
-    if (again.status !== 404) return complain([], again.message);
+    if (again.status !== 404) return complain(again.fields ?? [], again.fields?.length ? "" : again.message);
   }
   // The item is gone: keep what was typed.
-  const values = fields.map((field) => [field.name, fromText(field, textOf(field))]);
+  const values = Object.fromEntries(fields.map((field) => [field.name, fromText(field, textOf(field))]));
   drop(before.id);
   before = null;
-  draw(Object.fromEntries(values));
+  draw(values);
   for (const field of fields) field.was = "";
   complain([], `This ${table.one} has been deleted meanwhile. Save adds it again, as a new one.`);
 }
@@ -259,7 +215,7 @@ async function recover(error, body, signal) {
 /** Show yours beside theirs, field by field, to choose from; null: show the fields to type in. */
 function compare(theirs) {
   conflict.hidden = !theirs;
-  inputs.hidden = Boolean(theirs);
+  byId("fields").hidden = Boolean(theirs);
   conflict.replaceChildren();
   if (!theirs) return;
   const said = element("p", { tabIndex: -1 }, `This ${table.one} has changed since you opened it. Which do you want?`);
@@ -270,12 +226,11 @@ function compare(theirs) {
     const isMine = isChanged(field);
     field.was = toText(field, theirs[field.name]);
     if (mine === field.was) continue;
-    const choice = (whose, value, shown, checked) => {
-      const radio = element("input", { type: "radio", name: `whose-${field.name}`, value, checked });
-      const words = element("b", { dir: "auto" }, shown || "(nothing)");
-      return element("label", { className: "choice" }, radio, whose, words);
+    const choice = (whose, value, checked) => {
+      const radio = element("input", { type: "radio", name: `whose-${field.name}`, value: whose.toLowerCase(), checked });
+      return element("label", { className: "choice" }, radio, whose, element("b", { dir: "auto" }, text(field, value) || "(nothing)"));
     };
-    const pair = [choice("Yours", "mine", text(field, fromText(field, mine)), isMine), choice("Theirs", "theirs", text(field, theirs[field.name]), !isMine)];
+    const pair = [choice("Yours", fromText(field, mine), isMine), choice("Theirs", theirs[field.name], !isMine)];
     conflict.append(element("fieldset", {}, element("legend", {}, field.label), ...pair));
   }
   before = theirs;
@@ -287,7 +242,7 @@ function compare(theirs) {
 function mayClose() {
   if (warned || !isDirty()) return true;
   warned = true;
-  problem.textContent = "This is not saved. Press Escape once more to discard it.";
+  byId("editor-problem").textContent = "This is not saved. Press Escape once more to discard it.";
   return false;
 }
 
@@ -295,15 +250,16 @@ form.onsubmit = (event) => {
   event.preventDefault();
   save();
 };
+byId("cancel").onclick = () => editor.close();
 editor.oncancel = (event) => mayClose() || event.preventDefault();
 editor.onclose = () => {
   saving?.abort();
-  if (location.hash && history.state?.opened) {
-    // Give up at some time: a browser that does not go back says nothing.
+  const elsewhere = before && location.hash !== `#${before.id}`;
+  if (!elsewhere && location.hash && history.state?.opened) {
     left = Promise.race([new Promise((resolve) => addEventListener("popstate", resolve, { once: true })), wait(1)]);
     history.back();
-  } else if (location.hash) history.replaceState(null, "", location.pathname + location.search);
-  if (document.activeElement !== document.body) return; // where it was before
+  } else if (!elsewhere) history.replaceState(null, "", location.pathname + location.search);
+  if (document.activeElement !== document.body) return; // it is where it was before
   if (before) focusOn(before.id);
   else byId("add").focus();
 };

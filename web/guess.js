@@ -1,23 +1,25 @@
-// What a file most likely means: its encoding, separator, columns and values. The command line
-// follows the same rules. All of it is a guess that the preview shows, and that a click changes.
+// What a file most likely means: its encoding, separator, columns and values. All of it is a guess that
+// the preview shows and a click changes. The command line follows the same rules.
 
-// ---- The file, named by its first bytes
+// ---- Encoding
 
 const csv = "save it as CSV UTF-8, and import that file.";
-const NO_TEXT = [
-  [/^PK[^]*word\//, "This is a Word document: copy its list into a spreadsheet, then " + csv],
-  [/^PK[^]*opendocument/, "This is a LibreOffice document: open it in Calc, " + csv],
-  [/^PK|^\xd0\xcf\x11\xe0/, "This is an Excel workbook: open it in Excel, " + csv],
-  [/^%PDF/, "This is a PDF: export the list from the program that made it, as CSV UTF-8."],
+// What is no list, by its first bytes.
+const NO_LIST = [
+  [/^PK[^]*word\//, `This is a Word document: copy its list into a spreadsheet, ${csv}`],
+  [/^PK[^]*opendocument/, `This is a LibreOffice document: open it in Calc, ${csv}`],
+  [/^PK|^\xd0\xcf\x11\xe0/, `This is an Excel workbook: open it in Excel, ${csv}`],
+  [/^%PDF/, "This is a PDF: export the list as CSV UTF-8 from the program that made it."],
   [/^(\x89PNG|\xff\xd8\xff|GIF8|BM[^]{4}\0\0\0\0|RIFF[^]{4}WEBP|[^]{4}ftyp)/, "This is a picture: a list has to be text, for example a CSV file."],
   [/^(\xef\xbb\xbf)?\s*BEGIN:VC(ARD|ALENDAR)/i, "This is a vCard or a calendar: export the contacts as CSV instead."],
-  [/^(\xef\xbb\xbf)?\s*<(\?xml|!doctype|html|head|meta|table)/i, "This is a web page or XML: open it in a spreadsheet, " + csv],
+  [/^(\xef\xbb\xbf)?\s*<(\?xml|!doctype|html|head|meta|table)/i, `This is a web page or XML: open it in a spreadsheet, ${csv}`],
   [/^(\xef\xbb\xbf)?\s*(\{\s*"|\[\s*[{"[])/, "This is JSON, which is for programs: export the list as CSV instead."],
 ];
+const NO_TEXT = `This is not a text file: open it in the program that made it, ${csv}`;
 
-// Each has a language in which a browser says that it is likely, and goes before those after it.
+// By name, and the languages of a browser that make it the first guess. Else the first that fits best is taken.
 export const ENCODINGS = {
-  "windows-1252": ["Western European", /^(de|fr|es|it|pt|nl|sv|da|nb|fi|en)/],
+  "windows-1252": ["Western European", /^(de|fr|es|it|pt|nl|sv|da|nb|fi)/],
   "windows-1254": ["Turkish", /^tr/],
   "windows-1250": ["Central European", /^(cs|hr|hu|pl|ro|sk|sl|bs|sq)/],
   "windows-1251": ["Cyrillic", /^(ru|uk|bg|sr|mk|be)/],
@@ -27,16 +29,16 @@ export const ENCODINGS = {
   ibm850: ["Western European, DOS", /^$/],
   shift_jis: ["Japanese", /^ja/],
   gb18030: ["Chinese", /^zh/],
-  big5: ["Chinese, traditional", /^zh-(tw|hk|hant)/i],
   "euc-kr": ["Korean", /^ko/],
   "windows-1255": ["Hebrew", /^he/],
   "windows-1256": ["Arabic", /^(ar|fa|ur)/],
 };
-const DOS =
+// Browsers do not know it. It begins at byte 128.
+const IBM850 =
   "ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜø£Ø×ƒáíóúñÑªº¿®¬½¼¡«»░▒▓│┤ÁÂÀ©╣║╗╝¢¥┐└┴┬├─┼ãÃ╚╔╩╦╠═╬¤ðÐÊËÈıÍÎÏ┘┌█▄¦Ì▀ÓßÔÒõÕµþÞÚÛÙýÝ¯´\u00ad±‗¾¶§÷¸°¨·¹³²■\u00a0";
 
-// What no name has: a sign in a word, a capital after a small letter, two scripts in a word,
-// many accented letters in a row, and letters of a few languages that bytes of other ones look like.
+// What a name does not have: control characters; a sign in a word; a capital after a small letter; two scripts in
+// a word; many accents in a row; letters of small languages, which the bytes of larger ones look like.
 const ODD = [
   /[\x80-\x9f\ufffd]/g,
   /\p{L}[^\0-\x7f\p{L}\p{M}’·–—»”“…\u00a0]|[^\0-\x7f\p{L}\p{M}‘’·–—«“„¿¡\u00a0]\p{L}|\p{L}[„”“‚»«…\u00a0]\p{Ll}/gu,
@@ -49,65 +51,61 @@ const oddity = (text) => ODD.reduce((sum, odd) => sum + (text.match(odd)?.length
 
 /** Return the text of bytes in this encoding. Throws if they are not in it. */
 export function decode(bytes, encoding) {
-  if (encoding === "ibm850") return Array.from(bytes, (byte) => (byte < 128 ? String.fromCharCode(byte) : DOS[byte - 128])).join("");
-  return new TextDecoder(encoding, { fatal: true }).decode(bytes);
+  if (encoding !== "ibm850") return new TextDecoder(encoding, { fatal: true }).decode(bytes);
+  return Array.from(bytes, (byte) => IBM850[byte - 128] ?? String.fromCharCode(byte)).join("");
 }
 
-/** Return the encoding that bytes are most likely in, and whether that is certain. Throws an Error in words. */
+/** Return the encoding of a file, and whether it is certain. Throws an Error that a person can read. */
 export function guessEncoding(bytes, languages) {
   const head = Array.from(bytes.subarray(0, 4000), (byte) => String.fromCharCode(byte)).join("");
-  const known = NO_TEXT.find(([sign]) => sign.test(head));
-  if (known) throw new Error(known[1]);
+  for (const [sign, sentence] of NO_LIST) if (sign.test(head)) throw new Error(sentence);
   const zeros = (at) => head.match(/[^][^]/g)?.filter((pair) => pair[at] === "\0").length > head.length / 5;
-  if (/^\xff\xfe/.test(head) || zeros(1)) return ["utf-16le", true];
-  if (/^\xfe\xff/.test(head) || zeros(0)) return ["utf-16be", true];
-  if (head.match(/[\0-\x08\x0e-\x19\x1b-\x1f]/g)?.length > head.length / 500 || head.includes("\0"))
-    throw new Error(`This is not a text file: open it in the program that made it, ${csv}`);
-  let best = ["windows-1252", false];
+  const wide = /^\xff\xfe/.test(head) || zeros(1) ? "utf-16le" : /^\xfe\xff/.test(head) || zeros(0) ? "utf-16be" : "";
+  if (!wide && (head.match(/[\0-\x08\x0e-\x19\x1b-\x1f]/g)?.length ?? 0) > head.length / 500) throw new Error(NO_TEXT);
+  const all = Object.keys(ENCODINGS);
+  const likely = all.filter((code) => languages.some((language) => ENCODINGS[code][1].test(language)));
+  let best = "";
   let least = Infinity;
-  const likely = Object.keys(ENCODINGS).filter((code) => languages.some((language) => ENCODINGS[code][1].test(language)));
-  for (const encoding of ["utf-8", ...likely, ...Object.keys(ENCODINGS)]) {
+  for (const encoding of wide ? [wide] : ["utf-8", ...likely, ...all]) {
     try {
       const text = decode(bytes, encoding);
-      if (encoding === "utf-8") return [encoding, true];
+      if (encoding.startsWith("utf")) return [encoding, true];
       const odd = oddity(text.slice(0, 50_000));
-      if (odd < least) [best, least] = [[encoding, false], odd];
+      if (odd < least) [best, least] = [encoding, odd];
     } catch {
       // These bytes are in another encoding.
     }
   }
-  return best;
+  if (!best) throw new Error(NO_TEXT);
+  return [best, false];
 }
 
-// ---- Rows
+// ---- Rows: {line, cells}, without blank ones
 
-/**
- * Return the rows of a text that are not blank, {line, cells}: RFC 4180, but a quote may stand unescaped.
- *
- * The separator is the one that most of the first lines agree on; "sep=;" is Excel's own way to name it.
- */
-function parse(text) {
-  const [whole, named] = text.match(/^\ufeff?"?sep=(.)"?\r?\n/i) ?? text.match(/^\ufeff?/);
-  const after = whole.includes("\n") ? 2 : 1;
-  const body = text.slice(whole.length);
+/** Return the rows of a text: of a table, or of a list of addresses. */
+export const readRows = (text) => addressList(text) ?? table(text);
+
+/** Return the rows of a table: its separator is the one that most of the first lines agree on. */
+function table(text) {
+  const [start, named] = text.match(/^\ufeff?"?sep=(.)"?\r?\n/i) ?? text.match(/^\ufeff?/); // Excel's own first line
+  const body = text.slice(start.length);
   const agreement = (mark) => {
-    const rows = split(body, mark, 0, 50).map(({ cells }) => cells);
-    const widths = rows.map((cells) => cells.length).filter((width) => width > 1);
-    const most = Math.max(0, ...widths.map((width) => widths.filter((other) => other === width).length));
-    return most + rows.filter((cells) => cells.length > 1 && cells.some((cell) => ADDRESS.test(cell))).length;
+    const wide = split(body, mark, 0, 50).map(({ cells }) => cells).filter((cells) => cells.length > 1);
+    const alike = wide.map((cells) => wide.filter((other) => other.length === cells.length).length);
+    return Math.max(0, ...alike) + wide.filter((cells) => cells.some((cell) => ADDRESS.test(cell))).length;
   };
-  const marks = [",", ";", "\t", "|"].map((mark) => [agreement(mark), mark]);
-  const rows = split(body, named ?? marks.reduce((best, other) => (other[0] > best[0] ? other : best))[1], after);
+  const most = [",", ";", "\t", "|"].map((mark) => [agreement(mark), mark]).reduce((a, b) => (b[0] > a[0] ? b : a));
+  const rows = split(body, named ?? most[1], named ? 2 : 1);
   // Some programs put each line in quotes once more.
   const again = body.startsWith('"') && rows.every(({ cells }) => cells.length === 1 && /[,;\t]/.test(cells[0]));
-  return again ? parse(rows.map(({ cells }) => cells[0]).join("\n")) : rows;
+  return again ? table(rows.map(({ cells }) => cells[0]).join("\n")) : rows;
 }
 
+/** Split a text as RFC 4180 says, but a quote may stand unescaped in a cell. */
 function split(text, mark, line, limit = Infinity) {
-  const sign = mark.replace(/[|\\^$.*+?()[\]{}]/, "\\$&");
-  const end = `${sign}|\\r\\n|\\r|\\n|$`;
+  const end = `[${mark}]|\\r\\n|\\r|\\n|$`;
   // A cell in quotes (two of them are one), or else all up to the next separator; then what ends it.
-  const cell = new RegExp(`[ \\u00a0]*"([^"]*(?:(?:""|"(?! *(?:${end})))[^"]*)*)" *(${end})|([^${sign}\\r\\n]*)(${end})`, "y");
+  const cell = new RegExp(`[ \\u00a0]*"([^"]*(?:(?:""|"(?! *(?:${end})))[^"]*)*)" *(${end})|([^${mark}\\r\\n]*)(${end})`, "y");
   const rows = [];
   let row = { line, cells: [] };
   while ((cell.lastIndex < text.length || row.cells.length) && rows.length < limit) {
@@ -121,25 +119,22 @@ function split(text, mark, line, limit = Infinity) {
   return rows;
 }
 
-/** Return the rows of a pasted "To:" line, or of a list of addresses alone, [name, address]; else null. */
+/** Return the rows [name, address] of a "To:" line or of bare addresses; null if the text has anything else. */
 function addressList(text) {
   const line = text.replace(/^\ufeff?\s*(to|cc|bcc|an|à|para|a|do|aan|till)\s*:/i, "").replace(/\r?\n[ \t]+/g, " ");
   for (const mark of [";", ";,"]) {
     const piece = new RegExp(`(?:"(?:[^"\\\\]|\\\\.)*"|<[^>]*>|[^"<${mark}\\r\\n]|["<])+`, "g");
     const pieces = (line.match(piece) ?? []).map((one) => one.trim()).filter(Boolean);
-    const found = pieces.map((one) => one.match(/^(?:"((?:[^"\\]|\\.)*)"|'([^<]*)'|([^<@]*?))\s*<\s*(\S+@\S+?)\s*>$|^<?(?:mailto:)?([^\s@<>,;|"]+@[^\s@<>,;|"]+)>?$/i));
-    if (found.length && found.every(Boolean))
-      return found.map(([, a, b, c, d, e], at) => ({ line: at + 1, cells: [(a ?? b ?? c ?? "").replace(/\\(.)/g, "$1"), d ?? e] }));
+    const address = /^(?:("(?:[^"\\]|\\.)*"|[^<@]*?|'[^<]*')\s*<\s*(\S+@\S+?)\s*>|(?:mailto:)?([^\s@<>,;|"]+@[^\s@<>,;|"]+))$/i;
+    const found = pieces.map((one) => one.match(address));
+    if (!found.length || !found.every(Boolean)) continue;
+    return found.map(([, name = "", email, bare], at) => ({ line: at + 1, cells: [name.replace(/^(["'])(.*)\1$/, "$2").replace(/\\(.)/g, "$1"), email ?? bare] }));
   }
   return null;
 }
 
-/** Return the rows of a text, whichever it is. */
-export const readRows = (text) => addressList(text) ?? parse(text);
+// ---- Columns, by their titles without accents, case and signs. What ends in * may be part of a longer title.
 
-// ---- Columns
-
-// How columns are called, without accents, case and signs. What ends in * may be part of a longer title.
 const TITLES = {
   first:
     "first, fname, first name*, given name*, forename*, vorname*, rufname, prénom*, nombre, nombres, nome, primeiro nome, voornaam*, roepnaam, imię, jméno, křestní jméno, meno, keresztnév, utónév, förnamn*, fornavn*, etunimi, eesnimi, ad, adı, isim, prenume, ime, όνομα, имя, ім'я, име, vārds, vardas, 名, שם פרטי, الاسم الأول",
@@ -155,10 +150,9 @@ const TITLES = {
     "mail*, courriel*, correo*, courrier électronique, messagerie*, posta elettronica, posta*, epost*, sähköposti*, el. paštas, почта*, пошта*, メール*, 邮箱*, 郵箱, 邮件*, 電郵, 電子郵件, 이메일*, 메일, البريد*, דואר*, דוא\"ל, ηλεκτρονικ*, ταχυδρομειο*, імейл, имейл",
 };
 // A column beside the one that is meant.
-const BESIDE = /phonetic|yomi|company|compan|firma|organi[sz]|manager|assist|typ$|type$|label|status|opt|consent|verified|date|angezeigt|2|3|second|zweit|sekund|alternat|other|count|domain|parent|recovery/;
+const BESIDE = /phonetic|yomi|compan|firma|organi[sz]|manager|assist|typ$|type$|label|status|opt|consent|verified|date|angezeigt|2|3|second|zweit|sekund|alternat|other|count|domain|parent|recovery/;
 const NO_NAME = /user|login|nick|file|event|ticket|product|venue|group|list|street|spitzname|messenger|screen/;
-// In these languages the last name goes first.
-const LAST_FIRST = /^(vezetek|csalad|姓|성)/;
+const LAST_FIRST = /^(vezetek|csalad|姓|성)/; // in these languages the last name goes first
 
 const plain = (title) =>
   title.replace(/[[(].*?[\])]/g, "").normalize("NFKD").toLowerCase().replace(/[^\p{L}\p{N}]/gu, "").replaceAll("ı", "i");
@@ -174,41 +168,38 @@ function role(title) {
   return found !== "mail" && (NO_NAME.test(key) || BESIDE.test(key)) ? undefined : found;
 }
 
-/** Return how surely a column holds the addresses that are meant: by its title, and by how many it has. */
-function mailScore(title, cells) {
-  const named = role(title) === "mail";
-  const found = cells.filter((text) => ADDRESS.test(text ?? "")).length;
-  return (found + (named ? 0.5 : 0)) * (BESIDE.test(plain(title)) ? 0.1 : named ? 2 : 1);
-}
-
-/** Return {header: its line or undefined, titles, rows: those after it, columns: {field: [indices, in order]}}. */
+/** Return {header: its line or undefined, titles, rows: those below, columns: {field: [indices, in order]}}. */
 export function guessColumns(rows, fields) {
   const mail = fields.find(({ kind }) => kind === "email");
-  const width = Math.max(0, ...rows.slice(0, 500).map(({ cells }) => cells.length));
-  const all = Array.from({ length: width }, (_, column) => column);
-  const known = (field, title) => [plain(field.name), plain(field.label)].includes(plain(title));
+  const all = [...Array(Math.max(0, ...rows.slice(0, 500).map(({ cells }) => cells.length))).keys()];
   const filled = (cells) => cells.filter(Boolean).length;
   const hasAddress = ({ cells }) => cells.some((text) => ADDRESS.test(text));
-  const best = (at) => {
-    const below = rows.slice(at + 1, at + 500);
-    const scores = all.map((column) => [mailScore(rows[at]?.cells[column] ?? "", below.map(({ cells }) => cells[column])), column]);
-    return scores.reduce((most, other) => (other[0] > most[0] ? other : most), [0, -1]);
+  const isFor = (field, title) => title && [plain(field.name), plain(field.label)].includes(plain(title));
+  // Of the columns with addresses, the one whose title says so and that has the most.
+  const mailColumn = (header) => {
+    const below = rows.slice(header + 1, header + 500);
+    const score = (column) => {
+      const title = rows[header]?.cells[column] ?? "";
+      const found = below.filter(({ cells }) => ADDRESS.test(cells[column] ?? "")).length;
+      const named = role(title) === "mail";
+      return (found + (named ? 0.5 : 0)) * (BESIDE.test(plain(title)) ? 0.1 : named ? 2 : 1);
+    };
+    return all.map((column) => [score(column), column]).reduce((a, b) => (b[0] > a[0] ? b : a), [0, -1]);
   };
-  // The header: of the first 30 rows without an address, those with a title that is known, and more than that
-  // one cell. Of several, the one with the most addresses below; of none, the row above the first address.
-  const titled = ({ cells }) => cells.some((text) => text && ((mail && role(text)) || fields.some((field) => known(field, text))));
-  const candidates = rows.slice(0, 30).flatMap((row, at) => (!hasAddress(row) && filled(row.cells) >= Math.min(2, width) && titled(row) ? [at] : []));
+  // Above the header are titles and notes. It has no address, a title that is known, and more than one cell; of
+  // several such rows it is the one with the most addresses below, of none the row above the first address.
+  const isHeader = (row) =>
+    !hasAddress(row) && filled(row.cells) >= Math.min(2, all.length) && row.cells.some((text) => (mail && text && role(text)) || fields.some((field) => isFor(field, text)));
   const first = rows.findIndex(hasAddress);
-  if (!candidates.length && mail && first > 0 && width > 1 && filled(rows[first - 1].cells) >= filled(rows[first].cells)) candidates.push(first - 1);
-  const at = mail ? candidates.reduce((most, other) => (best(other)[0] > best(most)[0] ? other : most), candidates[0] ?? -1) : (candidates[0] ?? -1);
+  const above = first > 0 && all.length > 1 && filled(rows[first - 1].cells) >= filled(rows[first].cells) ? [first - 1] : [];
+  const headers = [...rows.slice(0, 30).keys()].filter((at) => isHeader(rows[at]));
+  const candidates = headers.length || !mail ? headers : above;
+  const at = candidates.reduce((best, other) => (mail && mailColumn(other)[0] > mailColumn(best)[0] ? other : best), candidates[0] ?? -1);
   const titles = all.map((column) => rows[at]?.cells[column] ?? "");
   const below = rows.slice(at + 1);
-  const columns = {};
-  for (const field of fields) columns[field.name] = all.filter((column) => known(field, titles[column])).slice(0, 1);
-  if (mail) {
-    columns[mail.name] = [best(at)[1]].filter((column) => column >= 0);
-    if (columns.name) columns.name = nameColumns(titles, below, columns[mail.name]);
-  }
+  const columns = Object.fromEntries(fields.map((field) => [field.name, all.filter((column) => isFor(field, titles[column])).slice(0, 1)]));
+  if (mail) columns[mail.name] = [mailColumn(at)[1]].filter((column) => column >= 0);
+  if (mail && columns.name) columns.name = nameColumns(titles, below, columns[mail.name]);
   return { header: rows[at]?.line, titles, rows: below, columns };
 }
 
@@ -216,14 +207,14 @@ function nameColumns(titles, rows, mail) {
   const found = {};
   titles.forEach((title, column) => title && (found[role(title)] ??= column));
   const columns = (...roles) => roles.map((name) => found[name]).filter((column) => column !== undefined);
-  const last = columns("last", "first").length === 2 ? "last" : found.last === undefined ? "name" : "last";
-  const first = found.first === undefined ? "name" : "first";
-  const inOrder = LAST_FIRST.test(plain(titles[found.last] ?? "")) ? [last, first, "middle"] : [first, "middle", last];
-  const parts = found.first === undefined && found.last === undefined ? [] : columns(...inOrder);
-  const whole = columns("whole", "name").slice(0, 1);
   const filled = (some) => rows.filter(({ cells }) => some.some((column) => cells[column])).length;
-  if (parts.length || whole.length) return filled(parts) >= filled(whole) && parts.length ? parts : whole;
-  // Of two columns, the other one must be it.
+  const first = "first" in found ? "first" : "name";
+  const last = "last" in found ? "last" : "name";
+  const order = LAST_FIRST.test(plain(titles[found.last] ?? "")) ? [last, first, "middle"] : [first, "middle", last];
+  const parts = first === last ? [] : columns(...order);
+  const whole = columns("whole", "name").slice(0, 1);
+  if (parts.length || whole.length) return parts.length && filled(parts) >= filled(whole) ? parts : whole;
+  // Of two columns, the other one must be it. Of more, a person has to say.
   return titles.length === 2 ? [0, 1].filter((column) => !mail.includes(column)) : [];
 }
 
@@ -233,9 +224,9 @@ const ADDRESS = /[^\s<>()[\]"',;:|@]+@[^\s<>()[\]"',;:|@]+\.[^\s<>()[\]"',;:|@.]
 // Zero-width characters, soft hyphens, marks of direction. Joiners belong to some languages' names.
 const INVISIBLE = /[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g;
 
-/** Return a cell without what a spreadsheet or an export puts around it, on one line. */
+/** Return a cell on one line, without what a spreadsheet or an export puts around it. */
 const tidy = (text) =>
-  text.replace(INVISIBLE, "").replace(/^="(.*)"$/, "$1").replace(/^'(?='*[=+\-@＝＋－＠])/, "").replace(/\s+/g, " ").trim();
+  text.slice(0, 9000).replace(INVISIBLE, "").replace(/^="(.*)"$/, "$1").replace(/^'(?='*[=+\-@＝＋－＠])/, "").replace(/\s+/g, " ").trim();
 
 /** Return the first address in a text, or else the text. */
 function toAddress(text) {
@@ -246,7 +237,7 @@ function toAddress(text) {
 /** Return the name beside an address; or else one made of it: nora.beispiel@example.com is Nora Beispiel. */
 function nameBeside(text, address) {
   const beside = text.replace(/<[^>]*>/g, " ").replaceAll(new RegExp(ADDRESS, "g"), " ").replace(/mailto:/gi, "").trim();
-  if (/\p{L}/u.test(beside)) return beside.replace(/^["'](.*)["']$/, "$1");
+  if (/\p{L}/u.test(beside)) return beside.replace(/^(["'])(.*)\1$/, "$2");
   return address.replace(/[+@].*/, "").replace(/[._-]+/g, " ").trim().replace(/(^| )\p{Ll}/gu, (start) => start.toUpperCase());
 }
 
@@ -265,12 +256,11 @@ function toValue({ kind, options }, text) {
 
 /** Return the rows as they would be stored: {line, values, result, why}; a result says why one is left out. */
 export function toItems(rows, fields, columns) {
-  const mail = fields.find(({ kind }) => kind === "email");
+  const mail = fields.find(({ kind, required }) => kind === "email" && required);
   const lines = new Map(); // by address
   return rows.map(({ line, cells }) => {
     const text = ({ name }) => columns[name].map((column) => tidy(cells[column] ?? "")).filter(Boolean).join(" ");
-    const filled = fields.filter(text);
-    const values = Object.fromEntries(filled.map((field) => [field.name, toValue(field, text(field))]));
+    const values = Object.fromEntries(fields.filter(text).map((field) => [field.name, toValue(field, text(field))]));
     const item = { line, values, result: "", why: "" };
     if (!mail) return item;
     const address = values[mail.name];

@@ -1,24 +1,21 @@
 // Around the list: the tabs, the selected rows, export, and who is signed in.
 
-import { byId, call, caller, drawn, element, many, need, picked, settle, table, tell, token, useToken } from "./roster.js";
+import { byId, call, caller, drawn, element, many, need, picked, settle, table, tell, token, useToken, visible } from "./roster.js";
 import { tables } from "./tables.js";
 
 document.head.append(element("link", { rel: "stylesheet", href: "more.css" }));
 
 /** Draw what stands above the list, as soon as the caller is known. */
 export function drawHeader() {
-  const links = tables.map(({ name, many }) =>
-    element("a", { href: name === "users" ? "." : `?table=${name}`, aria: name === table.name ? { current: "page" } : {} }, many),
-  );
-  byId("tables").replaceChildren(...links);
-  byId("tables").hidden = links.length < 2;
+  const link = ({ name, many }) =>
+    element("a", { href: name === "users" ? "." : `?table=${name}`, aria: name === table.name ? { current: "page" } : {} }, many);
+  byId("tables").replaceChildren(...tables.map(link));
+  byId("tables").hidden = tables.length < 2;
   byId("import").hidden = !table.takes("bulk");
   byId("export").hidden = !table.takes("export");
-  if (!token) return;
   const out = element("button", { className: "plain", data: { do: "signOut" } }, "Sign out");
-  const who = caller.name ? [element("b", {}, caller.name), caller.writes ? " " : ", who may only read "] : [];
-  byId("me").replaceChildren(...who, out);
-  byId("me").hidden = false;
+  byId("me").replaceChildren(element("b", {}, caller.name), caller.writes ? " " : ", who may only read ", out);
+  byId("me").hidden = !token;
 }
 
 /** Show a text until it is closed. */
@@ -46,23 +43,20 @@ let asking = null;
 /** Ask for a token, once for all requests that want one. */
 export function askForToken() {
   asking ??= new Promise((resolve) => {
-    const input = element("input", { id: "token", type: "password", autocomplete: "off", required: true });
-    input.setAttribute("aria-describedby", "token-problem");
-    const wrong = element("p", { id: "token-problem", className: "wrong", role: "alert" }, token ? "Roster does not know this token." : "");
-    const form = element(
-      "form",
-      {},
+    const input = element("input", { id: "token", type: "password", autocomplete: "off", required: true, aria: { describedby: "token-problem" } });
+    const parts = [
       element("h2", { id: "asker-title" }, "Sign in"),
       element("p", {}, "This Roster needs an access token. The page forgets it when you close this tab."),
       element("label", { htmlFor: "token" }, "Token"),
-      ...[input, wrong, element("footer", {}, element("button", { className: "main" }, "Sign in"))],
-    );
-    const asker = element("dialog", { aria: { labelledby: "asker-title" } }, form);
+      input,
+      element("p", { id: "token-problem", className: "wrong", role: "alert" }, token ? "Roster does not know this token." : ""),
+      element("footer", {}, element("button", { className: "main" }, "Sign in")),
+    ];
+    const asker = element("dialog", { aria: { labelledby: "asker-title" } }, element("form", {}, ...parts));
     document.body.append(asker);
     asker.showModal();
-    input.focus();
     asker.onclose = () => asking && asker.showModal(); // without a token there is nothing to see
-    form.onsubmit = (event) => {
+    asker.onsubmit = (event) => {
       event.preventDefault();
       useToken(input.value.replace(/[^!-~]/g, "")); // what a header can hold
       asking = null;
@@ -90,16 +84,14 @@ export function download(name, blob) {
 }
 
 /** Save what is searched for. It is read here: a link cannot send a token, nor add a byte order mark. */
-export async function save(_, { target }) {
-  const { value: format } = target;
-  byId("export").open = false;
+export async function save(_, { target: { value: format } }) {
   byId("export").firstElementChild.focus();
   await settle();
-  const q = byId("text").value.trim();
   tell("The export is under way.");
+  const q = byId("text").value.trim();
   const file = await call(`${table.path}export?${new URLSearchParams({ format, ...(q && { q }) })}`, { read: (response) => response.blob() });
-  const marked = format !== "csv" || (await file.slice(0, 3).text()) === "\ufeff";
-  download(`${table.name}.${format}`, marked ? file : new Blob(["\ufeff", file], { type: file.type }));
+  const mark = format === "csv" && (await file.slice(0, 3).text()) ? ["\ufeff"] : []; // text() leaves a mark out
+  download(`${table.name}.${format}`, new Blob([...mark, file], { type: file.type }));
 }
 
 async function copyText(text, what, { target }) {
@@ -116,44 +108,47 @@ export const copy = (item, event) => copyText(item[table.email], item[table.emai
 
 let last = null; // the row that was selected last: with Shift, all up to it are
 
-const choose = (node, checked) => {
-  const { id } = node.dataset;
-  node.querySelector("input").checked = checked;
-  if (checked) picked.set(id, drawn.get(id).item);
-  else picked.delete(id);
-};
-const visible = () => [...byId("people").querySelectorAll("[data-id]:not([hidden])")];
-
-export function pick({ id }, { target, shiftKey }) {
-  const rows = visible();
-  const places = [rows.indexOf(drawn.get(String(id)).node), rows.indexOf(last)].filter((place) => place >= 0).sort((a, b) => a - b);
-  const chosen = shiftKey && places.length === 2 ? rows.slice(places[0], places[1] + 1) : [target.closest("[data-id]")];
-  for (const node of chosen) choose(node, target.checked);
-  last = target.closest("[data-id]");
+function choose(nodes, checked) {
+  for (const node of nodes) {
+    node.querySelector("input").checked = checked;
+    if (checked) picked.set(node.dataset.id, drawn.get(node.dataset.id).item);
+    else picked.delete(node.dataset.id);
+  }
   showPicked();
+}
+
+export function pick(_, { target, shiftKey }) {
+  const rows = visible();
+  const node = target.closest("[data-id]");
+  const [from, to] = [rows.indexOf(last), rows.indexOf(node)].sort((a, b) => a - b);
+  choose(shiftKey && from >= 0 ? rows.slice(from, to + 1) : [node], target.checked);
+  last = node;
 }
 
 export function showPicked() {
-  const bar = byId("picked");
   const button = (text, name, more = "") => element("button", { className: `plain ${more}`, data: { do: name } }, text);
-  const copies = table.email && navigator.clipboard ? [button("Copy addresses", "copyPicked")] : [];
-  const all = visible().length > picked.size ? [button("Select all shown", "pickAll")] : [];
-  bar.replaceChildren(`${many(picked.size)} selected`, ...copies, button("Export", "savePicked"), button("Delete", "removePicked", "writes"), ...all, button("Select none", "pickNone"));
-  bar.hidden = !picked.size;
+  const parts = [
+    `${many(picked.size)} selected`,
+    table.email && navigator.clipboard && button("Copy addresses", "copyPicked"),
+    button("Export", "savePicked"),
+    button("Delete", "removePicked", "writes"),
+    visible().length > picked.size && button("Select all shown", "pickAll"),
+    button("Select none", "pickNone"),
+  ];
+  byId("picked").replaceChildren(...(picked.size ? parts.filter(Boolean) : []));
+  byId("picked").hidden = !picked.size;
   byId("count").hidden = Boolean(picked.size);
-  tell(picked.size ? bar.firstChild.data : "");
+  if (picked.size) tell(parts[0]);
 }
 
 export function pickAll() {
-  for (const node of visible()) choose(node, true);
-  showPicked();
+  choose(visible(), true);
   byId("picked").querySelector("button").focus();
 }
 
 export function pickNone() {
-  for (const id of picked.keys()) drawn.has(id) && choose(drawn.get(id).node, false);
   picked.clear();
-  showPicked();
+  choose(visible(), false);
   byId("top").focus();
 }
 

@@ -1,5 +1,5 @@
-// Roster's page, a client of the API in the README. This module talks to the API and draws the list.
-// The others load after the first view: each button names a function that one of them exports.
+// Roster's page, a client of the API in the README. This module talks to the API and draws the list. The others
+// load after the first view: each button names a function that one of them exports.
 //
 // Text from outside only ever becomes text (append, textContent), never HTML.
 
@@ -22,9 +22,6 @@ export function warn(text) {
 /** Announce to a screen reader what the screen shows. */
 export const tell = (text) => (byId("news").textContent = text);
 
-/** Return an address as nodes that may break after its @. */
-export const breakable = (email) => email.split(/(?<=@)/).flatMap((part) => [part, element("wbr")]);
-
 export const number = (n) => n.toLocaleString("en");
 export const many = (n) => `${number(n)} ${n === 1 ? table.one : table.many}`;
 const DAY = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium" });
@@ -32,24 +29,10 @@ const MINUTE = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle
 export const day = (time) => DAY.format(new Date(time));
 export const minute = (time) => MINUTE.format(new Date(time));
 
-/** Show that something is under way, once it takes longer than it should. */
-let slow = 0;
-async function busy(promise) {
-  let counted = false;
-  const count = (by) => (byId("busy").hidden = !(slow += by));
-  const timer = setTimeout(() => count((counted = 1)), 400);
-  try {
-    return await promise;
-  } finally {
-    clearTimeout(timer);
-    if (counted) count(-1);
-  }
-}
-
 // ---- Talking to the API
 
 /** A request that the API refuses: a sentence, and for 409 and 422 the fields that are wrong. */
-export class Refusal extends Error {
+class Refusal extends Error {
   constructor(status, detail, unsure) {
     const fields = Array.isArray(detail) ? detail : [];
     super(fields.length ? "Some of this cannot be stored." : detail);
@@ -60,26 +43,22 @@ export class Refusal extends Error {
 // In this tab only, and only until it is closed.
 export let token = sessionStorage.getItem("token");
 export const useToken = (text) => sessionStorage.setItem("token", (token = text));
-/** The caller as the API names it ("bob;access=read"); a Roster without tokens has only one. */
+// As the API says it: "X-Caller: bob;access=read". Without tokens, there is only one.
 export const caller = { name: "", writes: true };
 
-export function headers({ body, version }) {
-  return {
-    ...(token && { Authorization: `Bearer ${token}` }),
-    ...(body && { "Content-Type": "application/json" }),
-    // Change nothing but the version seen: its number, in quotes, is the ETag.
-    ...(version && { "If-Match": `"${version}"` }),
-  };
-}
+export const headers = ({ body, version }) => ({
+  ...(token && { Authorization: `Bearer ${token}` }),
+  ...(body && { "Content-Type": "application/json" }),
+  ...(version && { "If-Match": `"${version}"` }), // change nothing but the version seen
+});
 
-/** Wait some seconds, less if the network comes back; throw as soon as the signal says stop. */
-export function wait(seconds, signal) {
-  return new Promise((resolve, reject) => {
+/** Wait some seconds, less if the network comes back or the signal says stop. */
+export const wait = (seconds, signal) =>
+  new Promise((resolve) => {
     setTimeout(resolve, seconds * 1000);
     addEventListener("online", resolve, { once: true });
-    signal?.addEventListener("abort", () => reject(signal.reason), { once: true });
+    signal?.addEventListener("abort", resolve, { once: true });
   });
-}
 
 /**
  * Send a request; return the answer's JSON, or what `read` makes of the answer. Throws Refusal.
@@ -90,18 +69,18 @@ export function wait(seconds, signal) {
 export const call = (path, options = {}) => busy(send(path, options));
 
 async function send(path, { method, body, version, signal, read = (response) => response.json() }) {
-  const data = body && JSON.stringify(body);
   for (let pause = 1, unsure = false; ; pause = Math.min(pause * 2, 8)) {
     let reason = "No connection to Roster.";
     const used = token;
     try {
-      const response = await fetch(path, { method, body: data, headers: headers({ body, version }), signal });
+      const request = { method, body: body && JSON.stringify(body), headers: headers({ body, version }), signal };
+      const response = await fetch(path, request);
       if (response.status === 401) {
         if (token === used) await (await need("more")).askForToken();
         continue;
       }
-      const said = response.headers.get("X-Caller");
-      if (said) Object.assign(caller, { name: said.split(";")[0], writes: !said.endsWith("access=read") });
+      const [name, access] = response.headers.get("X-Caller")?.split(";access=") ?? ["", "write"];
+      Object.assign(caller, { name, writes: access === "write" });
       document.body.classList.toggle("reads", !caller.writes);
       if (response.ok) {
         const answer = response.status === 204 ? null : await read(response);
@@ -121,10 +100,21 @@ async function send(path, { method, body, version, signal, read = (response) => 
     unsure = true;
     warn(`${reason.replace(/ (Try again|Retry)\.$/, "")} Retrying. What you typed is kept.`);
     await wait(pause, signal);
+    signal?.throwIfAborted();
   }
 }
 
-// ---- The modules that load after the first view
+let waiting = 0;
+
+/** Show that something is under way; the style sheet does so only once it takes long. */
+async function busy(promise) {
+  byId("busy").hidden = !(waiting += 1);
+  try {
+    return await promise;
+  } finally {
+    byId("busy").hidden = !(waiting -= 1);
+  }
+}
 
 const modules = {};
 
@@ -146,16 +136,17 @@ async function fetchModule(name) {
   }
 }
 
+const report = async (text) => (await need("more")).report(text);
 /** Send the deletions that wait for their undo: the next step is about what is stored. */
 export const settle = async () => deleting.size && (await need("remove")).flush();
 
 // ---- The list
 
-/** The table that the page shows: users are drawn before the API's description of any is here. */
+/** The table that the page shows. Users are drawn before the API's description of any table is here. */
 export const table = { name: "users", path: "users/", one: "person", many: "people", title: "name", email: "email", sort: "name" };
-export const deleting = new Map(); // rows that wait for their undo, or for the answer to their DELETE
-export const picked = new Map(); // rows that are selected
-export const drawn = new Map(); // rows by the id's text: {item, node}
+export const deleting = new Map(); // items that wait for their undo, or for the answer to their DELETE
+export const picked = new Map(); // items that are selected
+export const drawn = new Map(); // by the id's text: {item, node}
 const list = byId("people");
 let next = null; // the cursor of the next page
 let total = null;
@@ -163,31 +154,27 @@ let loading = null; // stops the request under way
 let sought = ""; // what the list shows, as a query
 
 export const find = (id) => drawn.get(String(id))?.node;
+export const visible = () => [...list.querySelectorAll("[data-id]:not([hidden])")];
 export const titleOf = (item) => String(item[table.title] ?? "").trim() || `#${item.id}`;
-/** Return the words by which a row differs from all others. */
-const distinct = (item) => `${titleOf(item)}, ${item[table.email] ?? `#${item.id}`}`;
-
-const query = (parameters) => {
-  const q = byId("text").value.trim();
-  return new URLSearchParams({ ...(q && { q }), ...parameters });
-};
+const searched = () => byId("text").value.trim();
+const query = (more) => new URLSearchParams({ ...(searched() && { q: searched() }), ...more });
+const current = () => String(query({ sort: byId("sort").value }));
 
 /** Show the list from its beginning, or else the page after the last one shown. */
 export async function load(fromStart) {
   if (loading && !fromStart) return;
   loading?.abort();
   const { signal } = (loading = new AbortController());
-  if (fromStart) sought = `${query({ sort: byId("sort").value })}`;
-  const pressed = document.activeElement === byId("more");
+  if (fromStart) sought = current();
   let page = { items: [], next: null };
   let problem = "";
   try {
-    const more = fromStart ? "" : `&${new URLSearchParams({ cursor: next, limit: 100 })}`;
-    page = await call(`${table.path}?${sought}${more}`, { signal });
+    page = await call(`${table.path}?${sought}${fromStart ? "" : `&${new URLSearchParams({ cursor: next, limit: 100 })}`}`, { signal });
   } catch (error) {
     if (signal.aborted) return; // a newer search is under way
     problem = error.message;
   }
+  const pressed = document.activeElement === byId("more");
   loading = null;
   next = page.next;
   if (fromStart) {
@@ -208,54 +195,52 @@ export async function load(fromStart) {
 }
 
 async function countAll(signal) {
-  const page = await call(`${table.path}?${query({ limit: 1, total: true })}`, { signal }).catch((error) => {
+  try {
+    const page = await call(`${table.path}?${query({ limit: 1, total: true })}`, { signal });
+    if (signal.aborted) return;
+    total = page.total;
+    count();
+  } catch (error) {
     if (!signal.aborted) throw error;
-  });
-  if (!page || signal.aborted || loading) return;
-  total = page.total;
-  count();
+  }
 }
 
 /** Say how many are shown, after some were added or removed, or why there are none. */
 export function count(added = 0, problem = "") {
   if (total !== null) total += added;
-  const shown = list.querySelectorAll("[data-id]:not([hidden])").length;
+  const shown = visible().length;
   const of = total === null ? "" : ` of ${many(total - deleting.size)}`;
-  const searched = Boolean(byId("text").value.trim());
   byId("count").textContent = !shown ? "" : next ? `First ${number(shown)}${of}` : many(shown);
   byId("more").hidden = !next;
-  const nothing = !shown && !next;
-  byId("none").hidden = !problem && !nothing;
-  byId("nobody").textContent = problem || `No ${table.many} ${searched ? "found" : "yet"}.`;
-  byId("start").hidden = Boolean(problem) || searched;
-  byId("clear").hidden = !searched;
+  byId("none").hidden = !problem && Boolean(shown || next);
+  byId("nobody").textContent = problem || `No ${table.many} ${searched() ? "found" : "yet"}.`;
+  byId("start").hidden = Boolean(problem || searched());
+  byId("clear").hidden = !searched();
 }
 
 /** Return the row of an item. */
 export function row(item) {
   const id = String(item.id);
   const title = titleOf(item);
+  const mail = item[table.email];
+  const distinct = `${title}, ${mail ?? `#${id}`}`;
   const action = (word, name) =>
-    element("button", { className: `plain ${name}`, data: { do: name }, ariaLabel: `${word} ${distinct(item)}` }, word);
-  const pick = { type: "checkbox", checked: picked.has(id), data: { do: "pick" }, ariaLabel: `Select ${distinct(item)}` };
+    element("button", { className: `plain ${name}`, data: { do: name }, ariaLabel: `${word} ${distinct}` }, word);
   const face = element("span", { className: "face", ariaHidden: "true" }, [...title][0].toUpperCase());
   face.style.setProperty("--hue", (item.id * 67) % 360);
-  const mail = item[table.email];
-  const link = mail && element("a", { href: `mailto:${encodeURIComponent(mail).replace("%40", "@")}` }, ...breakable(mail));
-  const node = element(
-    "li",
-    { hidden: deleting.has(id), data: { id } },
+  const address = mail && element("a", { href: `mailto:${encodeURIComponent(mail).replace("%40", "@")}` }, mail);
+  const name = element("button", { className: "name", data: { do: "edit" }, dir: "auto", ariaLabel: distinct }, title);
+  const added = item.created_at && element("time", { dateTime: item.created_at, title: `Added ${minute(item.created_at)}` }, day(item.created_at));
+  const copy = mail && navigator.clipboard && action("Copy", "copy");
+  const pick = { type: "checkbox", checked: picked.has(id), data: { do: "pick" }, ariaLabel: `Select ${distinct}` };
+  const parts = [
     element("label", {}, element("input", pick)),
     face,
-    element(
-      "div",
-      { className: "who" },
-      element("button", { className: "name", data: { do: "edit" }, dir: "auto", ariaLabel: distinct(item) }, title),
-      element("p", {}, ...(mail ? [link] : []), ...(table.details?.(item) ?? [])),
-    ),
-    ...(item.created_at ? [element("time", { dateTime: item.created_at, title: `Added ${minute(item.created_at)}` }, day(item.created_at))] : []),
-    element("p", { className: "act" }, ...(mail && navigator.clipboard ? [action("Copy", "copy")] : []), action("Edit", "edit"), action("Delete", "remove")),
-  );
+    element("div", { className: "who" }, name, element("p", {}, ...(address ? [address] : []), ...(table.details?.(item) ?? []))),
+    added,
+    element("p", { className: "act" }, ...[copy, action("Edit", "edit"), action("Delete", "remove")].filter(Boolean)),
+  ];
+  const node = element("li", { hidden: deleting.has(id), data: { id } }, ...parts.filter(Boolean));
   drawn.set(id, { item, node });
   return node;
 }
@@ -272,26 +257,24 @@ export function redraw(item) {
 export function drop(id) {
   find(id)?.remove();
   drawn.delete(String(id));
-  picked.delete(String(id));
   count(-1);
 }
 
 /** Put the focus on a row, or where the list begins. */
 export const focusOn = (id) => (find(id)?.querySelector(".name") ?? byId("top")).focus();
 
+// Of several entries, the last is the present state.
 const end = new IntersectionObserver((entries) => entries.at(-1).isIntersecting && next && load(), { rootMargin: "1200px" });
 
 // ---- The URL says what is sought, and which item is open (edit.js)
 
 let typing = null; // the timer of a search that is being typed
 
-/** Fill in the search from the URL; return whether it is another one than the list shows. */
 function readUrl() {
   const given = new URLSearchParams(location.search);
   byId("text").value = given.get("q") ?? "";
   byId("sort").value = given.get("sort") ?? table.sort;
   if (byId("sort").selectedIndex < 0) byId("sort").value = table.sort;
-  return `${query({ sort: byId("sort").value })}` !== sought;
 }
 
 function writeUrl(replace) {
@@ -314,10 +297,10 @@ async function openLinked() {
 }
 
 addEventListener("popstate", () => {
-  if (readUrl()) load(true);
+  readUrl();
+  if (current() !== sought) load(true);
   openLinked();
 });
-
 byId("text").oninput = () => {
   writeUrl(typing !== null); // one step back for one search, not for each letter
   clearTimeout(typing);
@@ -328,10 +311,7 @@ byId("sort").onchange = () => {
   writeUrl();
   load(true);
 };
-byId("search").onsubmit = (event) => {
-  event.preventDefault();
-  load(true);
-};
+byId("search").onsubmit = (event) => event.preventDefault();
 
 // ---- Buttons
 
@@ -348,9 +328,9 @@ const MODULES = { add: "edit", edit: "edit", remove: "remove", open: "import" };
 
 addEventListener("click", async (event) => {
   const button = event.target.closest("[data-do]");
-  if (!byId("export").contains(event.target) || button) byId("export").open = false;
+  if (button || !byId("export").contains(event.target)) byId("export").open = false;
   if (!button) return;
-  const { do: name } = button.dataset;
+  const name = button.dataset.do;
   const { item } = drawn.get(button.closest("[data-id]")?.dataset.id) ?? {};
   const run = HERE[name] ?? (await need(MODULES[name] ?? "more"))[name];
   await run(item, event);
@@ -360,8 +340,6 @@ byId("export").onkeydown = ({ key }) => {
   byId("export").open = false;
   byId("export").firstElementChild.focus();
 };
-
-const report = async (text) => (await need("more")).report(text);
 // What no dialog is there to say.
 addEventListener("unhandledrejection", ({ reason }) => reason instanceof Refusal && report(reason.message));
 

@@ -1,7 +1,7 @@
 // Adding and editing an item, in a form made of the table's fields. The rules are the API's: it is asked, and its
 // refusal is put in words beside the field.
 
-import { byId, call, caller, deleting, drop, element, focusOn, minute, redraw, settle, table, tell, titleOf, wait } from "./roster.js";
+import { byId, call, caller, deleting, drop, element, focusOn, later, listOf, minute, redraw, settle, table, tell, titleOf, wait } from "./roster.js";
 import { inWords, labelOf, nameOf, others, text } from "./tables.js";
 
 const editor = byId("editor");
@@ -34,7 +34,7 @@ const textOf = ({ input }) => (input.type === "checkbox" ? String(input.checked)
 /** Give a field an input with a value; a reference has a search above it. */
 function makeInput(field, value) {
   const { kind, name, nullable, options, schema, to } = field;
-  const properties = { id: `field-${name}`, autocomplete: "off", dir: "auto", aria: { describedby: `field-${name}-problem` } };
+  const properties = { id: `field-${name}`, autocomplete: "off", dir: "auto", "aria-describedby": `field-${name}-problem` };
   const types = { email: "email", yesno: "checkbox", number: "number", date: "date", moment: "datetime-local" };
   const option = (value, ...shown) => element("option", { value: String(value) }, ...shown);
   const now = toText(field, value);
@@ -60,8 +60,7 @@ function makeInput(field, value) {
 function searchFor(to, select) {
   const search = element("input", { type: "search", autocomplete: "off", ariaLabel: `Search ${to.many}`, placeholder: `Search ${to.many}` });
   const look = async () => {
-    const q = search.value.trim();
-    const { items } = await call(`${to.path}?${new URLSearchParams({ limit: 8, ...(q && { q }) })}`);
+    const { items } = await call(listOf(to.path, { q: search.value.trim(), limit: 8 }));
     const kept = [...select.options].filter(({ selected, value }) => selected || !value);
     const found = items.filter(({ id }) => String(id) !== select.value);
     select.replaceChildren(...kept, ...found.map((item) => element("option", { value: item.id }, labelOf(to, item))));
@@ -69,16 +68,11 @@ function searchFor(to, select) {
     tell(`${items.length} found`);
     return items[0];
   };
-  let typing;
-  search.oninput = () => {
-    clearTimeout(typing);
-    typing = setTimeout(look, 150);
-  };
+  search.oninput = later(look);
   search.onkeydown = async (event) => {
     if (event.key === "ArrowDown") select.focus();
     if (event.key !== "Enter") return;
     event.preventDefault(); // Enter takes the first that is found
-    clearTimeout(typing);
     select.value = (await look())?.id ?? select.value;
     select.size = 0;
   };
@@ -104,9 +98,8 @@ function draw(item) {
   for (const field of fields) {
     makeInput(field, item ? item[field.name] : field.schema.default);
     field.was = textOf(field);
-    const optional = field.required || before ? [] : [element("small", {}, " (optional)")];
-    const label = element("label", { htmlFor: field.input.id }, field.label, ...optional);
-    byId("fields").append(label, ...field.parts, element("p", { id: `${field.input.id}-problem`, className: "wrong" }));
+    const optional = !field.required && !before && element("small", {}, " (optional)");
+    byId("fields").append(element("label", { htmlFor: field.input.id }, field.label, optional), ...field.parts, element("p", { id: `${field.input.id}-problem`, className: "wrong" }));
   }
   const fixed = before ? others(...fields.map(({ name }) => name)) : [];
   byId("fields").append(...fixed.map((field) => element("p", {}, element("b", {}, `${field.label}: `), text(field, before[field.name]))));
@@ -195,7 +188,7 @@ async function recover(error, body, signal) {
       return same(theirs) ? show(theirs) : compare(theirs);
     }
     if (error.status === 409 && error.unsure && !before && table.email) {
-      const { items } = await call(`${table.path}?${new URLSearchParams({ [table.email]: body[table.email] })}`, { signal });
+      const { items } = await call(listOf(table.path, { [table.email]: body[table.email] }), { signal });
       if (same(items[0])) return show(items[0]);
     }
     throw error;

@@ -17,22 +17,20 @@ const NO_LIST = [
 ];
 const NO_TEXT = `This is not a text file: open it in the program that made it, ${csv}`;
 
-// By name, and the languages of a browser that make it the first guess. Else the first that fits best is taken.
-export const ENCODINGS = {
-  "windows-1252": ["Western European", /^(de|fr|es|it|pt|nl|sv|da|nb|fi)/],
-  "windows-1254": ["Turkish", /^tr/],
-  "windows-1250": ["Central European", /^(cs|hr|hu|pl|ro|sk|sl|bs|sq)/],
-  "windows-1251": ["Cyrillic", /^(ru|uk|bg|sr|mk|be)/],
-  "windows-1253": ["Greek", /^el/],
-  "windows-1257": ["Baltic", /^(et|lt|lv)/],
-  macintosh: ["Western European, Macintosh", /^$/],
-  ibm850: ["Western European, DOS", /^$/],
-  shift_jis: ["Japanese", /^ja/],
-  gb18030: ["Chinese", /^zh/],
-  "euc-kr": ["Korean", /^ko/],
-  "windows-1255": ["Hebrew", /^he/],
-  "windows-1256": ["Arabic", /^(ar|fa|ur)/],
-};
+// Name, label, and the languages of a browser that make it the first guess. Else the first that fits best is taken.
+export const ENCODINGS = [
+  ["windows-1252", "Western European", /^(de|fr|es|it|pt|nl|sv|da|nb|fi)/],
+  ["windows-1254", "Turkish", /^tr/],
+  ["windows-1250", "Central European", /^(cs|hr|hu|pl|ro|sk|sl|bs|sq)/],
+  ["windows-1251", "Cyrillic", /^(ru|uk|bg|sr|mk|be)/],
+  ["windows-1253", "Greek", /^el/],
+  ["macintosh", "Western European, Macintosh", /^$/],
+  ["ibm850", "Western European, DOS", /^$/],
+  ["shift_jis", "Japanese", /^ja/],
+  ["gb18030", "Chinese", /^zh/],
+  ["euc-kr", "Korean", /^ko/],
+  ...[["windows-1257", "Baltic", /^(et|lt|lv)/], ["windows-1255", "Hebrew", /^he/], ["windows-1256", "Arabic", /^(ar|fa|ur)/]],
+];
 // Browsers do not know it. It begins at byte 128.
 const IBM850 =
   "ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜø£Ø×ƒáíóúñÑªº¿®¬½¼¡«»░▒▓│┤ÁÂÀ©╣║╗╝¢¥┐└┴┬├─┼ãÃ╚╔╩╦╠═╬¤ðÐÊËÈıÍÎÏ┘┌█▄¦Ì▀ÓßÔÒõÕµþÞÚÛÙýÝ¯´\u00ad±‗¾¶§÷¸°¨·¹³²■\u00a0";
@@ -49,9 +47,9 @@ const ODD = [
 ];
 const oddity = (text) => ODD.reduce((sum, odd) => sum + (text.match(odd)?.length ?? 0), 0);
 
-/** Return the text of bytes in this encoding. Throws if they are not in it. */
-export function decode(bytes, encoding) {
-  if (encoding !== "ibm850") return new TextDecoder(encoding, { fatal: true }).decode(bytes);
+/** Return the text of bytes in this encoding; throw if it is fatal that they are not in it. */
+export function decode(bytes, encoding, fatal = false) {
+  if (encoding !== "ibm850") return new TextDecoder(encoding, { fatal }).decode(bytes);
   return Array.from(bytes, (byte) => IBM850[byte - 128] ?? String.fromCharCode(byte)).join("");
 }
 
@@ -62,19 +60,14 @@ export function guessEncoding(bytes, languages) {
   const zeros = (at) => head.match(/[^][^]/g)?.filter((pair) => pair[at] === "\0").length > head.length / 5;
   const wide = /^\xff\xfe/.test(head) || zeros(1) ? "utf-16le" : /^\xfe\xff/.test(head) || zeros(0) ? "utf-16be" : "";
   if (!wide && (head.match(/[\0-\x08\x0e-\x19\x1b-\x1f]/g)?.length ?? 0) > head.length / 500) throw new Error(NO_TEXT);
-  const all = Object.keys(ENCODINGS);
-  const likely = all.filter((code) => languages.some((language) => ENCODINGS[code][1].test(language)));
-  let best = "";
-  let least = Infinity;
-  for (const encoding of wide ? [wide] : ["utf-8", ...likely, ...all]) {
+  const likely = ENCODINGS.filter(([, , known]) => languages.some((language) => known.test(language)));
+  let [best, least] = ["", Infinity];
+  for (const [encoding] of wide ? [[wide]] : [["utf-8"], ...likely, ...ENCODINGS]) {
     try {
-      const text = decode(bytes, encoding);
+      const odd = oddity(decode(bytes, encoding, true).slice(0, 50_000));
       if (encoding.startsWith("utf")) return [encoding, true];
-      const odd = oddity(text.slice(0, 50_000));
       if (odd < least) [best, least] = [encoding, odd];
-    } catch {
-      // These bytes are in another encoding.
-    }
+    } catch {} // these bytes are in another encoding
   }
   if (!best) throw new Error(NO_TEXT);
   return [best, false];
@@ -104,13 +97,14 @@ function table(text) {
 /** Split a text as RFC 4180 says, but a quote may stand unescaped in a cell. */
 function split(text, mark, line, limit = Infinity) {
   const end = `[${mark}]|\\r\\n|\\r|\\n|$`;
-  // A cell in quotes (two of them are one), or else all up to the next separator; then what ends it.
-  const cell = new RegExp(`[ \\u00a0]*"([^"]*(?:(?:""|"(?! *(?:${end})))[^"]*)*)" *(${end})|([^${mark}\\r\\n]*)(${end})`, "y");
+  // A cell in quotes, of which two are one; or on one line, with quotes in it; or all up to the separator. Then what ends it.
+  const quotes = `([^"]*(?:""[^"]*)*)|([^"\\r\\n]*(?:(?:""|"(?!"| *(?:${end})))[^"\\r\\n]*)*)`;
+  const cell = new RegExp(`[ \\u00a0]*"(?:${quotes})" *(${end})|([^${mark}\\r\\n]*)(${end})`, "y");
   const rows = [];
   let row = { line, cells: [] };
   while ((cell.lastIndex < text.length || row.cells.length) && rows.length < limit) {
-    const [all, quoted, after, plain, ending = after] = cell.exec(text);
-    row.cells.push((quoted?.replaceAll('""', '"') ?? plain).trim());
+    const [all, quoted, loose, after, plain, ending = after] = cell.exec(text);
+    row.cells.push((plain ?? (quoted ?? loose).replaceAll('""', '"')).trim());
     line += all.match(/\r\n|\r|\n/g)?.length ?? 0;
     if (ending === mark) continue;
     if (row.cells.some(Boolean)) rows.push(row);
@@ -122,8 +116,8 @@ function split(text, mark, line, limit = Infinity) {
 /** Return the rows [name, address] of a "To:" line or of bare addresses; null if the text has anything else. */
 function addressList(text) {
   const line = text.replace(/^\ufeff?\s*(to|cc|bcc|an|à|para|a|do|aan|till)\s*:/i, "").replace(/\r?\n[ \t]+/g, " ");
-  for (const mark of [";", ";,"]) {
-    const piece = new RegExp(`(?:"(?:[^"\\\\]|\\\\.)*"|<[^>]*>|[^"<${mark}\\r\\n]|["<])+`, "g");
+  for (const mark of text.length < 200_000 ? [";", ";,"] : []) {
+    const piece = new RegExp(`(?:"(?:[^"\\\\]|\\\\.)*"|<[^>\\r\\n]*>|[^"<${mark}\\r\\n]|["<])+`, "g");
     const pieces = (line.match(piece) ?? []).map((one) => one.trim()).filter(Boolean);
     const address = /^(?:("(?:[^"\\]|\\.)*"|[^<@]*?|'[^<]*')\s*<\s*(\S+@\S+?)\s*>|(?:mailto:)?([^\s@<>,;|"]+@[^\s@<>,;|"]+))$/i;
     const found = pieces.map((one) => one.match(address));

@@ -1,6 +1,6 @@
 // Importing a list: read it, show its rows as they would be stored, ask the API what it would do with them, then do it.
 
-import { byId, call, element, load, many, number, settle, table } from "./roster.js";
+import { byId, call, element, listOf, load, many, number, settle, table } from "./roster.js";
 import { decode, guessColumns, guessEncoding, readRows, toItems, ENCODINGS } from "./guess.js";
 import { csv, download } from "./more.js";
 import { inWords, text } from "./tables.js";
@@ -63,7 +63,7 @@ async function send(lot, signal, dry) {
 
 /** Return the row that has an item's key. */
 async function read({ values }, signal) {
-  const { items } = await call(`${table.path}?${new URLSearchParams({ [key]: values[key] })}`, { signal });
+  const { items } = await call(listOf(table.path, { [key]: values[key] }), { signal });
   return items[0];
 }
 
@@ -74,7 +74,7 @@ const differences = ({ values }, stored) =>
 /** Find the rows that an item refers to by words. */
 async function resolve(item, signal) {
   for (const { name, to, label } of fields.filter(({ kind, name }) => kind === "reference" && /\D/.test(item.values[name] ?? ""))) {
-    const { items } = await call(`${to.path}?${new URLSearchParams({ q: item.values[name], limit: 2 })}`, { signal });
+    const { items } = await call(listOf(to.path, { q: item.values[name], limit: 2 }), { signal });
     if (items.length === 1) item.values[name] = items[0].id;
     else Object.assign(item, { result: "refused", why: `${label}: ${items.length ? "more than one" : "none"} of the ${to.many} found.` });
   }
@@ -95,7 +95,7 @@ async function outcome(item, result, request) {
 
 const title = element("h2", { id: "importer-title", tabIndex: -1 });
 const content = element("div", { className: "import" });
-const dialog = element("dialog", { aria: { labelledby: title.id } }, title, element("p", { className: "problem", role: "status" }), content);
+const dialog = element("dialog", { "aria-labelledby": title.id }, title, element("p", { className: "problem", role: "status" }), content);
 document.body.append(dialog);
 let cancel = null; // stops what is under way
 let take = null; // takes a file that is chosen or dropped
@@ -103,14 +103,14 @@ let take = null; // takes a file that is chosen or dropped
 /** Show one step of the import: its title, what is in it, its buttons. */
 function step(words, parts, ...buttons) {
   title.textContent = words;
-  content.replaceChildren(...parts, element("footer", {}, ...buttons.filter(Boolean)));
+  content.replaceChildren(...parts.flat().filter(Boolean), element("footer", {}, buttons));
   if (!dialog.open) dialog.showModal();
   title.focus();
 }
 
 const button = (words, onclick, className = "") => element("button", { onclick, className }, words);
 const closing = (words, className) => button(words, () => dialog.close(), className);
-const alert = (words) => (words ? [element("p", { className: "wrong", role: "alert" }, words)] : []);
+const alert = (words) => words && element("p", { className: "wrong", role: "alert" }, words);
 
 /** Work on parts of a list, some at once, behind a bar; return why it ended early, or "". */
 async function workOn(words, parts, work, atOnce = 4) {
@@ -148,7 +148,7 @@ async function workOn(words, parts, work, atOnce = 4) {
 /** Ask for a file, or for lines that are pasted. */
 export async function open() {
   await settle();
-  const input = element("input", { type: "file", id: "file", aria: { describedby: "hint" } });
+  const input = element("input", { type: "file", id: "file", "aria-describedby": "hint" });
   const pasted = element("textarea", { id: "pasted", rows: 3, dir: "auto" });
   const said = element("div");
   take = async (blob) => {
@@ -157,7 +157,7 @@ export async function open() {
       preview(bytes, ...guessEncoding(bytes, navigator.languages));
     } catch (error) {
       if (error.constructor !== Error) throw error;
-      said.replaceChildren(...alert(error.message));
+      said.replaceChildren(alert(error.message));
     }
   };
   input.onchange = () => input.files[0] && take(input.files[0]);
@@ -186,7 +186,7 @@ function preview(bytes, encoding, certain) {
   const { header, titles, rows: below, columns } = guessColumns(rows, fields);
   const example = (column) => below.find(({ cells }) => cells[column])?.cells[column].slice(0, 30) ?? "";
   const named = titles.map((words, column) => [String(column), words || `Column ${column + 1}: ${example(column)}`]);
-  const codes = Object.entries(ENCODINGS).map(([code, [words]]) => [code, `${words} (${code})`]);
+  const codes = ENCODINGS.map(([code, words]) => [code, `${words} (${code})`]);
   const line = (words, ...parts) => element("p", { className: "columns" }, element("b", {}, words), ...parts);
   const reread = (code) => {
     preview(bytes, code, false);
@@ -238,7 +238,7 @@ async function check(items) {
   const why =
     (await workOn(words, fields.some(({ to }) => to) ? undecided(items) : [], resolve)) ||
     (await workOn(words, inLots(undecided(items)), (lot, signal) => send(lot, signal, true), 1));
-  if (why) step("The check has stopped", alert(why), closing("Close"));
+  if (why) step("The check has stopped", [alert(why)], closing("Close"));
   else plan(items);
 }
 
@@ -249,7 +249,7 @@ function plan(items, why) {
   const words = [fresh && `Import ${many(fresh)}`, updates && `${fresh ? "u" : "U"}pdate ${many(updates)}`].filter(Boolean).join(", ");
   const more = taken.length && key && button(`Update ${many(taken.length)} too …`, () => prepareUpdates(items, taken));
   const go = words && button(words, () => run(items), "main");
-  step("Nothing is stored yet", [...alert(why), ...summary(items, "will be added")], closing("Cancel"), more, go);
+  step("Nothing is stored yet", [alert(why), summary(items, "will be added")], closing("Cancel"), more, go);
 }
 
 /** Show what the list would change of rows that are there already. */
@@ -280,7 +280,7 @@ function report(words, items, why) {
   const done = items.filter(({ result }) => result === "added" || result === "updated");
   const save = button("Download report", () => download("import-report.csv", csv(titles, items.map(cells))));
   const back = done.length && button("Undo this import", () => undo(items, done));
-  step(words, [...alert(why), ...summary(items, "added")], back, save, closing("Close", "main"));
+  step(words, [alert(why), summary(items, "added")], back, save, closing("Close", "main"));
   load(true);
 }
 
@@ -301,10 +301,8 @@ function summary(items, good) {
   for (const { result } of items) counts[result || good] = (counts[result || good] ?? 0) + 1;
   const figures = Object.entries(counts).map(([word, n]) => element("li", {}, element("b", {}, number(n)), ` ${word}`));
   const noted = items.filter(({ why, changes }) => why || changes);
-  const parts = [element("ul", { className: "figures" }, ...figures)];
-  if (noted.length) parts.push(grid("Lines with a note", noted.slice(0, SHOWN)));
-  if (noted.length > SHOWN) parts.push(element("p", {}, `And ${number(noted.length - SHOWN)} more, in the report.`));
-  return parts;
+  const more = noted.length > SHOWN && element("p", {}, `And ${number(noted.length - SHOWN)} more, in the report.`);
+  return [element("ul", { className: "figures" }, figures), noted.length && grid("Lines with a note", noted.slice(0, SHOWN)), more];
 }
 
 dialog.ondragover = (event) => event.preventDefault();

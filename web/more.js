@@ -1,6 +1,6 @@
-// Around the list: the tabs, the selected rows, export, and who is signed in.
+// Around the list: the tabs, who is signed in, files, and the selected rows.
 
-import { byId, call, caller, drawn, element, many, need, picked, settle, table, tell, token, useToken, visible } from "./roster.js";
+import { byId, call, caller, drawn, element, listOf, many, need, picked, searched, settle, table, tell, token, useToken, visible } from "./roster.js";
 import { tables } from "./tables.js";
 
 document.head.append(element("link", { rel: "stylesheet", href: "more.css" }));
@@ -8,12 +8,12 @@ document.head.append(element("link", { rel: "stylesheet", href: "more.css" }));
 /** Draw what stands above the list, as soon as the caller is known. */
 export function drawHeader() {
   const link = ({ name, many }) =>
-    element("a", { href: name === "users" ? "." : `?table=${name}`, aria: name === table.name ? { current: "page" } : {} }, many);
+    element("a", { href: name === "users" ? "." : `?table=${name}`, ...(name === table.name && { "aria-current": "page" }) }, many);
   byId("tables").replaceChildren(...tables.map(link));
   byId("tables").hidden = tables.length < 2;
   byId("import").hidden = !table.takes("bulk");
   byId("export").hidden = !table.takes("export");
-  const out = element("button", { className: "plain", data: { do: "signOut" } }, "Sign out");
+  const out = element("button", { className: "plain", "data-do": "signOut" }, "Sign out");
   byId("me").replaceChildren(element("b", {}, caller.name), caller.writes ? " " : ", who may only read ", out);
   byId("me").hidden = !token;
 }
@@ -31,8 +31,6 @@ export function report(text) {
   tell(text);
 }
 
-// ---- Who is signed in
-
 export function signOut() {
   sessionStorage.removeItem("token");
   location.reload();
@@ -43,20 +41,22 @@ let asking = null;
 /** Ask for a token, once for all requests that want one. */
 export function askForToken() {
   asking ??= new Promise((resolve) => {
-    const input = element("input", { id: "token", type: "password", autocomplete: "off", required: true, aria: { describedby: "token-problem" } });
-    const parts = [
+    const input = element("input", { id: "token", type: "password", autocomplete: "off", required: true, "aria-describedby": "token-problem" });
+    const form = element(
+      "form",
+      {},
       element("h2", { id: "asker-title" }, "Sign in"),
       element("p", {}, "This Roster needs an access token. The page forgets it when you close this tab."),
       element("label", { htmlFor: "token" }, "Token"),
       input,
-      element("p", { id: "token-problem", className: "wrong", role: "alert" }, token ? "Roster does not know this token." : ""),
+      element("p", { id: "token-problem", className: "wrong", role: "alert" }, token && "Roster does not know this token."),
       element("footer", {}, element("button", { className: "main" }, "Sign in")),
-    ];
-    const asker = element("dialog", { aria: { labelledby: "asker-title" } }, element("form", {}, ...parts));
+    );
+    const asker = element("dialog", { "aria-labelledby": "asker-title" }, form);
     document.body.append(asker);
     asker.showModal();
     asker.onclose = () => asking && asker.showModal(); // without a token there is nothing to see
-    asker.onsubmit = (event) => {
+    form.onsubmit = (event) => {
       event.preventDefault();
       useToken(input.value.replace(/[^!-~]/g, "")); // what a header can hold
       asking = null;
@@ -88,8 +88,7 @@ export async function save(_, { target: { value: format } }) {
   byId("export").firstElementChild.focus();
   await settle();
   tell("The export is under way.");
-  const q = byId("text").value.trim();
-  const file = await call(`${table.path}export?${new URLSearchParams({ format, ...(q && { q }) })}`, { read: (response) => response.blob() });
+  const file = await call(listOf(`${table.path}export`, { format, q: searched() }), { read: (response) => response.blob() });
   const mark = format === "csv" && (await file.slice(0, 3).text()) ? ["\ufeff"] : []; // text() leaves a mark out
   download(`${table.name}.${format}`, new Blob([...mark, file], { type: file.type }));
 }
@@ -108,6 +107,14 @@ export const copy = (item, event) => copyText(item[table.email], item[table.emai
 
 let last = null; // the row that was selected last: with Shift, all up to it are
 
+export function pick(_, { target, shiftKey }) {
+  const rows = visible();
+  const node = target.closest("[data-id]");
+  const [from, to] = [rows.indexOf(last), rows.indexOf(node)].sort((a, b) => a - b);
+  choose(shiftKey && from >= 0 ? rows.slice(from, to + 1) : [node], target.checked);
+  last = node;
+}
+
 function choose(nodes, checked) {
   for (const node of nodes) {
     node.querySelector("input").checked = checked;
@@ -117,33 +124,19 @@ function choose(nodes, checked) {
   showPicked();
 }
 
-export function pick(_, { target, shiftKey }) {
-  const rows = visible();
-  const node = target.closest("[data-id]");
-  const [from, to] = [rows.indexOf(last), rows.indexOf(node)].sort((a, b) => a - b);
-  choose(shiftKey && from >= 0 ? rows.slice(from, to + 1) : [node], target.checked);
-  last = node;
-}
-
 export function showPicked() {
-  const button = (text, name, more = "") => element("button", { className: `plain ${more}`, data: { do: name } }, text);
+  const button = (text, name, more = "") => element("button", { className: `plain ${more}`, "data-do": name }, text);
   const parts = [
     `${many(picked.size)} selected`,
-    table.email && navigator.clipboard && button("Copy addresses", "copyPicked"),
+    ...(table.email && navigator.clipboard ? [button("Copy addresses", "copyPicked")] : []),
     button("Export", "savePicked"),
     button("Delete", "removePicked", "writes"),
-    visible().length > picked.size && button("Select all shown", "pickAll"),
     button("Select none", "pickNone"),
   ];
-  byId("picked").replaceChildren(...(picked.size ? parts.filter(Boolean) : []));
+  byId("picked").replaceChildren(...(picked.size ? parts : []));
   byId("picked").hidden = !picked.size;
   byId("count").hidden = Boolean(picked.size);
   if (picked.size) tell(parts[0]);
-}
-
-export function pickAll() {
-  choose(visible(), true);
-  byId("picked").querySelector("button").focus();
 }
 
 export function pickNone() {
@@ -152,6 +145,7 @@ export function pickNone() {
   byId("top").focus();
 }
 
+export const removePicked = async () => (await need("remove")).remove(...picked.values());
 export const copyPicked = (_, event) =>
   copyText([...picked.values()].map((item) => item[table.email]).join("; "), `Addresses of ${many(picked.size)}`, event);
 
@@ -160,5 +154,3 @@ export async function savePicked() {
   const titles = table.read.map(({ name }) => name);
   download(`${table.name}.csv`, csv(titles, [...picked.values()].map((item) => titles.map((name) => item[name]))));
 }
-
-export const removePicked = async () => (await need("remove")).remove(...picked.values());

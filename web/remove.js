@@ -38,8 +38,8 @@ const said = (items) => (items.length === 1 ? `${titleOf(items[0])} is` : many(i
 function draw() {
   const focused = notice.contains(document.activeElement);
   notice.querySelector(".undo")?.remove();
-  const button = element("button", { onclick: () => keep(open) }, open.length === 1 ? "Undo" : "Undo all");
-  if (open.length) notice.append(element("div", { className: "undo" }, element("span", { dir: "auto" }, `${said(open)} deleted.`), button));
+  const undo = element("button", { onclick: () => keep(open) }, open.length === 1 ? "Undo" : "Undo all");
+  if (open.length) notice.append(element("div", { className: "undo" }, element("span", { dir: "auto" }, `${said(open)} deleted.`), undo));
   notice.hidden = !notice.childElementCount;
   if (focused) (notice.querySelector("button") ?? byId("top")).focus();
   count();
@@ -65,13 +65,10 @@ function keep(items) {
 
 /** Delete now those that wait; return when they and those on their way are done. */
 export function flush() {
-  const queue = open.values();
+  const items = open;
   open = [];
   draw();
-  const work = async () => {
-    for (const item of queue) await send(item);
-  };
-  return (sending = Promise.all([sending, work(), work(), work(), work()]));
+  return (sending = Promise.all([sending, ...items.map(send)]));
 }
 
 async function send(item) {

@@ -1,16 +1,17 @@
-// Roster's page, a client of the API in the README. This module talks to the API and draws the list. The others
-// load after the first view: each button names a function that one of them exports.
-//
+// Roster's page, a client of the API in the README. This module talks to the API and draws the list. The others load
+// after the first view: each button names a function that one of them exports.
 // Text from outside only ever becomes text (append, textContent), never HTML.
 
 export const byId = (id) => document.getElementById(id);
 
-/** Return a new element with these properties and children; a child that is a string is text. */
-export function element(tag, { data, aria, ...properties } = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  Object.assign(made.dataset, data);
-  for (const name in aria) made.setAttribute(`aria-${name}`, aria[name]);
-  made.append(...children);
+/** Return a new element with these properties (or attributes, by a dash) and children; a falsy child is none. */
+export function element(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.includes("-")) made.setAttribute(name, value);
+    else made[name] = value;
+  }
+  made.append(...children.flat().filter((child) => child || child === 0));
   return made;
 }
 
@@ -21,13 +22,21 @@ export function warn(text) {
 
 /** Announce to a screen reader what the screen shows. */
 export const tell = (text) => (byId("news").textContent = text);
-
 export const number = (n) => n.toLocaleString("en");
 export const many = (n) => `${number(n)} ${n === 1 ? table.one : table.many}`;
 const DAY = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium" });
 const MINUTE = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "short" });
 export const day = (time) => DAY.format(new Date(time));
 export const minute = (time) => MINUTE.format(new Date(time));
+
+/** Return a function that does its work once it has not been called for a moment. */
+export function later(work) {
+  let timer;
+  return (...given) => {
+    clearTimeout(timer);
+    timer = setTimeout(work, 150, ...given);
+  };
+}
 
 // ---- Talking to the API
 
@@ -62,9 +71,8 @@ export const wait = (seconds, signal) =>
 
 /**
  * Send a request; return the answer's JSON, or what `read` makes of the answer. Throws Refusal.
- *
- * While the server is unreachable or busy, it says so and retries. An attempt without an answer may
- * have been done all the same: after one, Refusal says `unsure`.
+ * While the server is unreachable or busy, it says so and retries. An attempt without an answer may have been done all
+ * the same: after one, Refusal says `unsure`.
  */
 export const call = (path, options = {}) => busy(send(path, options));
 
@@ -82,16 +90,12 @@ async function send(path, { method, body, version, signal, read = (response) => 
       const [name, access] = response.headers.get("X-Caller")?.split(";access=") ?? ["", "write"];
       Object.assign(caller, { name, writes: access === "write" });
       document.body.classList.toggle("reads", !caller.writes);
-      if (response.ok) {
-        const answer = response.status === 204 ? null : await read(response);
-        warn("");
-        return answer;
-      }
-      const { detail } = await response.json().catch(() => ({}));
-      reason = detail ?? `The server answers ${response.status}.`;
+      const answer = response.status === 204 ? null : await (response.ok ? read(response) : response.json().catch(() => null));
+      reason = answer?.detail ?? `The server answers ${response.status}.`;
       // 502 and 504 come from a proxy that does not reach Roster.
       if (![429, 502, 503, 504].includes(response.status)) {
         warn("");
+        if (response.ok) return answer;
         throw new Refusal(response.status, reason, unsure);
       }
     } catch (error) {
@@ -117,7 +121,6 @@ async function busy(promise) {
 }
 
 const modules = {};
-
 /** Return a module as soon as there is a connection. */
 export const need = (name) => (modules[name] ??= busy(fetchModule(name)));
 
@@ -156,9 +159,10 @@ let sought = ""; // what the list shows, as a query
 export const find = (id) => drawn.get(String(id))?.node;
 export const visible = () => [...list.querySelectorAll("[data-id]:not([hidden])")];
 export const titleOf = (item) => String(item[table.title] ?? "").trim() || `#${item.id}`;
-const searched = () => byId("text").value.trim();
-const query = (more) => new URLSearchParams({ ...(searched() && { q: searched() }), ...more });
-const current = () => String(query({ sort: byId("sort").value }));
+/** Return a table's path with parameters, of which the empty ones are left out. */
+export const listOf = (path, given) => `${path}?${new URLSearchParams(Object.entries(given).filter(([, value]) => value))}`;
+export const searched = () => byId("text").value.trim();
+const current = () => listOf(table.path, { q: searched(), sort: byId("sort").value });
 
 /** Show the list from its beginning, or else the page after the last one shown. */
 export async function load(fromStart) {
@@ -169,7 +173,7 @@ export async function load(fromStart) {
   let page = { items: [], next: null };
   let problem = "";
   try {
-    page = await call(`${table.path}?${sought}${fromStart ? "" : `&${new URLSearchParams({ cursor: next, limit: 100 })}`}`, { signal });
+    page = await call(fromStart ? sought : `${sought}&${new URLSearchParams({ cursor: next, limit: 100 })}`, { signal });
   } catch (error) {
     if (signal.aborted) return; // a newer search is under way
     problem = error.message;
@@ -196,7 +200,7 @@ export async function load(fromStart) {
 
 async function countAll(signal) {
   try {
-    const page = await call(`${table.path}?${query({ limit: 1, total: true })}`, { signal });
+    const page = await call(listOf(table.path, { q: searched(), limit: 1, total: true }), { signal });
     if (signal.aborted) return;
     total = page.total;
     count();
@@ -224,23 +228,22 @@ export function row(item) {
   const title = titleOf(item);
   const mail = item[table.email];
   const distinct = `${title}, ${mail ?? `#${id}`}`;
-  const action = (word, name) =>
-    element("button", { className: `plain ${name}`, data: { do: name }, ariaLabel: `${word} ${distinct}` }, word);
+  const action = (word, name) => element("button", { className: `plain ${name}`, "data-do": name, ariaLabel: `${word} ${distinct}` }, word);
+  const pick = { type: "checkbox", checked: picked.has(id), "data-do": "pick", ariaLabel: `Select ${distinct}` };
   const face = element("span", { className: "face", ariaHidden: "true" }, [...title][0].toUpperCase());
   face.style.setProperty("--hue", (item.id * 67) % 360);
   const address = mail && element("a", { href: `mailto:${encodeURIComponent(mail).replace("%40", "@")}` }, mail);
-  const name = element("button", { className: "name", data: { do: "edit" }, dir: "auto", ariaLabel: distinct }, title);
-  const added = item.created_at && element("time", { dateTime: item.created_at, title: `Added ${minute(item.created_at)}` }, day(item.created_at));
-  const copy = mail && navigator.clipboard && action("Copy", "copy");
-  const pick = { type: "checkbox", checked: picked.has(id), data: { do: "pick" }, ariaLabel: `Select ${distinct}` };
-  const parts = [
+  const name = element("button", { className: "name", "data-do": "edit", dir: "auto", ariaLabel: distinct }, title);
+  const added = item.created_at && { dateTime: item.created_at, title: `Added ${minute(item.created_at)}` };
+  const node = element(
+    "li",
+    { hidden: deleting.has(id), "data-id": id },
     element("label", {}, element("input", pick)),
     face,
-    element("div", { className: "who" }, name, element("p", {}, ...(address ? [address] : []), ...(table.details?.(item) ?? []))),
-    added,
-    element("p", { className: "act" }, ...[copy, action("Edit", "edit"), action("Delete", "remove")].filter(Boolean)),
-  ];
-  const node = element("li", { hidden: deleting.has(id), data: { id } }, ...parts.filter(Boolean));
+    element("div", { className: "who" }, name, element("p", {}, address, table.details?.(item))),
+    added && element("time", added, day(item.created_at)),
+    element("p", { className: "act" }, mail && navigator.clipboard && action("Copy", "copy"), action("Edit", "edit"), action("Delete", "remove")),
+  );
   drawn.set(id, { item, node });
   return node;
 }
@@ -268,8 +271,6 @@ const end = new IntersectionObserver((entries) => entries.at(-1).isIntersecting 
 
 // ---- The URL says what is sought, and which item is open (edit.js)
 
-let typing = null; // the timer of a search that is being typed
-
 function readUrl() {
   const given = new URLSearchParams(location.search);
   byId("text").value = given.get("q") ?? "";
@@ -279,8 +280,8 @@ function readUrl() {
 
 function writeUrl(replace) {
   const sort = byId("sort").value;
-  const given = query({ ...(sort !== table.sort && { sort }), ...(table.name !== "users" && { table: table.name }) });
-  history[replace ? "replaceState" : "pushState"](null, "", `${location.pathname}${String(given) && `?${given}`}`);
+  const url = listOf(location.pathname, { q: searched(), sort: sort !== table.sort && sort, table: table.name !== "users" && table.name });
+  history[replace ? "replaceState" : "pushState"](null, "", url.replace(/\?$/, ""));
 }
 
 /** Open the item that the URL names. */
@@ -301,12 +302,14 @@ addEventListener("popstate", () => {
   if (current() !== sought) load(true);
   openLinked();
 });
+let typing = false;
+const loadLater = later(() => load(true));
 byId("text").oninput = () => {
-  writeUrl(typing !== null); // one step back for one search, not for each letter
-  clearTimeout(typing);
-  typing = setTimeout(load, 150, true);
+  writeUrl(typing); // one step back for one search, not for each letter
+  typing = true;
+  loadLater();
 };
-byId("text").onblur = () => (typing = null);
+byId("text").onblur = () => (typing = false);
 byId("sort").onchange = () => {
   writeUrl();
   load(true);
@@ -320,8 +323,7 @@ const HERE = {
   clear() {
     byId("text").value = "";
     byId("text").focus();
-    writeUrl();
-    load(true);
+    byId("sort").onchange();
   },
 };
 const MODULES = { add: "edit", edit: "edit", remove: "remove", open: "import" };

@@ -3,7 +3,6 @@
 import { byId, call, day, element, minute, table } from "./roster.js";
 
 const api = await call("openapi.json");
-
 /** Return a schema with what it refers to in its place. */
 const full = (schema = {}) =>
   schema.$ref ? { ...full(schema.$ref.slice(2).split("/").reduce((node, key) => node[key], api)), ...schema } : schema;
@@ -15,17 +14,19 @@ function field(name, given, required) {
   const kinds = (given.anyOf ?? given.allOf ?? [given]).map(full);
   const some = kinds.filter(({ type }) => type !== "null");
   const exact = some.length === 2 && some.every(({ type }) => /number|string/.test(type)); // a Decimal, which is sent as text
-  const schema = { ...some[0], ...(exact && { type: "number", exact }), ...given };
+  const schema = { ...some[0], ...(exact && { type: "number", exact }), ...full(given) };
   const type = { boolean: "yesno", integer: "number", number: "number", string: "text" }[schema.type];
   const format = { email: "email", date: "date", "date-time": "moment" }[schema.format];
-  const kind =
-    some.length > 1 && !exact ? "other" : schema["x-references"] || /_id$/.test(name) ? "reference" : schema.enum ? "choice" : format ?? type ?? "other";
-  const label = (schema.title ?? words(name)).replace(kind === "reference" ? / id$/i : "", "");
-  return { name, label, kind, required, schema, nullable: some.length < kinds.length, options: schema.enum ?? [true, false] };
+  const to = schema["x-references"] ?? name.match(/^(.+)_id$/)?.[1];
+  const kind = some.length > 1 && !exact ? "other" : to ? "reference" : schema.enum ? "choice" : format ?? type ?? "other";
+  // The title of what a $ref leads to is not the field's own.
+  const title = given.$ref || !given.title ? words(name).replace(/^./, (first) => first.toUpperCase()) : given.title;
+  const label = kind === "reference" ? title.replace(/ id$/i, "") : title;
+  return { name, label, kind, to, required, schema, nullable: some.length < kinds.length, options: schema.enum ?? [true, false] };
 }
 
 const fieldsOf = ({ properties = {}, required = [] }) =>
-  Object.entries(properties).map(([name, given]) => field(name, full(given), required.includes(name)));
+  Object.entries(properties).map(([name, given]) => field(name, given, required.includes(name)));
 
 /** Return the table at a path that has a list, create, change and delete; else undefined. */
 function describe(path) {
@@ -50,11 +51,10 @@ function describe(path) {
 
 export const tables = Object.keys(api.paths).map(describe).filter(Boolean);
 tables.sort((a, b) => (b.name === "users") - (a.name === "users"));
-// A reference says which table it is to, or is named after it.
-for (const field of tables.flatMap(({ create, change, read }) => [...create, ...change, ...read]).filter(({ kind }) => kind === "reference")) {
-  const to = field.schema["x-references"]?.replaceAll("/", "");
-  const stem = field.name.replace(/_id$/, "");
-  field.to = tables.find(({ name }) => (to ? name === to : [stem, `${stem}s`, `${stem}es`].includes(name)));
+// A reference says which table it is to, or is named after one.
+for (const field of tables.flatMap(({ create, change, read }) => [...create, ...change, ...read]).filter(({ to }) => to)) {
+  const to = field.to.replaceAll("/", "");
+  field.to = tables.find(({ name }) => [to, `${to}s`, `${to}es`].includes(name));
   if (!field.to) field.kind = { integer: "number", string: "text" }[field.schema.type] ?? "other";
 }
 const users = tables.find(({ name }) => name === "users");
@@ -78,9 +78,8 @@ export function become(name) {
   for (const button of document.querySelectorAll("[data-do=add]")) button.textContent = `Add ${table.one}`;
 }
 
-const OWN = /^(id|version|created_at|updated_at)$/;
 /** Return the fields that a table's rows have for people, besides some. */
-export const others = (...but) => table.read.filter(({ name }) => !OWN.test(name) && !but.includes(name));
+export const others = (...but) => table.read.filter(({ name }) => !/^(id|version|created_at|updated_at)$/.test(name) && !but.includes(name));
 
 /** Return what a row says besides its title and address. */
 function details(item) {
@@ -89,7 +88,6 @@ function details(item) {
 }
 
 const names = new Map();
-
 /** Return how a row of a table is called, in one line. */
 export const labelOf = (to, item) => `${item[to.title] ?? ""}, ${item[to.email] ?? `#${item.id}`}`;
 

@@ -233,8 +233,9 @@ def test_import_has_a_column_for_each_field(api: httpx.Client, page: Page) -> No
 def test_import_finds_a_reference_by_its_words(api: httpx.Client, page: Page) -> None:
     ada = add(api, "Ada Lovelace", "ada@example.com")
     add(api, "Ada Other", "other@example.com")
-    text = "title,owner\nOne,ada@example.com\nTwo,Ada\nThree,Grace\nFour,love ada\n"
+    text = "title,owner\nOne,ada@example.com\nTwo,Ada\nThree,Grace\nFour,ada love\n"
     check_file(page, text)
+    assert figures(page) == ["2 will be added", "0 skipped", "2 refused"]
     assert notes(page) == [
         ["3", "Owner: more than one of the people found."],
         ["4", "Owner: none of the people found."],

@@ -1,7 +1,7 @@
 // Adding and editing an item, in a form made of the table's fields. The rules are the API's: it is asked, and its
 // refusal is put in words beside the field.
 
-import { byId, call, caller, deleting, drop, element, focusOn, later, listOf, minute, redraw, settle, table, tell, titleOf, wait } from "./roster.js";
+import { byId, call, caller, deleting, drop, element, focusOn, listOf, minute, redraw, settle, table, tell, titleOf, wait } from "./roster.js";
 import { inWords, labelOf, nameOf, others, text } from "./tables.js";
 
 const editor = byId("editor");
@@ -68,11 +68,16 @@ function searchFor(to, select) {
     tell(`${items.length} found`);
     return items[0];
   };
-  search.oninput = later(look);
+  let typing;
+  search.oninput = () => {
+    clearTimeout(typing);
+    typing = setTimeout(look, 150);
+  };
   search.onkeydown = async (event) => {
     if (event.key === "ArrowDown") select.focus();
     if (event.key !== "Enter") return;
     event.preventDefault(); // Enter takes the first that is found
+    clearTimeout(typing);
     select.value = (await look())?.id ?? select.value;
     select.size = 0;
   };

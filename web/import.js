@@ -5,7 +5,7 @@ import { decode, guessColumns, guessEncoding, readRows, toItems, ENCODINGS } fro
 import { csv, download } from "./more.js";
 import { inWords, text } from "./tables.js";
 
-const BYTES = 900_000; // the API takes 1 MiB at once, and 1000 rows
+const LOT = 500; // the API takes 1000 rows at once, and 1 MiB
 const SHOWN = 100; // rows on the screen; the report has all
 const fields = table.create.filter(({ kind }) => kind !== "other");
 // What no two rows share, and the list can be asked for.
@@ -14,35 +14,29 @@ const key = fields.find(({ kind, name }) => kind === "email" && table.parameters
 // ---- Asking the API
 
 const undecided = (items) => items.filter(({ result }) => !result);
-const only = (values, names) => Object.fromEntries(Object.keys(names).map((name) => [name, values[name]]));
-
-function inLots(items) {
-  const lots = [[]];
-  let size = 0;
-  for (const item of items) {
-    const bytes = new TextEncoder().encode(JSON.stringify(item.values)).length + 1;
-    if (size + bytes > BYTES || lots.at(-1).length === 900) size = lots.push([]) * 0;
-    lots.at(-1).push(item);
-    size += bytes;
-  }
-  return lots;
-}
+const only = (values, names) => Object.fromEntries(names.map((name) => [name, values[name]]));
+const inLots = (items) => Array.from({ length: Math.ceil(items.length / LOT) }, (_, at) => items.slice(at * LOT, (at + 1) * LOT));
 
 /**
- * Store a lot, and note at each item what became of it: those that are refused or skipped are left out, and the
- * others are sent again.
+ * Store a lot, and note at each item what became of it: those that are refused or skipped are left out, and the others sent again.
  *
- * `dry` finds out the same without storing any: it adds an item that the API must refuse, and the API stores all or
- * none. Where a field is unique, that is the first item once more: so the API names the values that are taken.
+ * `dry` finds out the same without storing any: it adds an item that the API must refuse, and the API stores all or none. Where a
+ * field is unique, that is the first item once more: so the API names the values that are taken.
  */
 async function send(lot, signal, dry) {
   for (let asked = undecided(lot); asked.length; asked = undecided(asked)) {
     const body = [...asked, ...(dry ? [key ? asked[0] : {}] : [])].map(({ values }) => values ?? null);
     const answer = await call(`${table.path}bulk`, { method: "POST", body, signal }).catch((error) => error);
     if (answer.items) return asked.forEach((item, at) => Object.assign(item, { result: "added", stored: answer.items[at] }));
+    if (answer.status === 413 && asked.length > 1) {
+      await send(asked.slice(asked.length / 2), signal, dry);
+      asked = asked.slice(0, asked.length / 2);
+      continue;
+    }
     if (!answer.fields?.length) {
       // Refused, none is stored. But a request that was given up may have been done.
-      if (!answer.status) for (const item of asked) Object.assign(item, { result: "unknown", why: "No answer came: it is added, or it is not." });
+      const unknown = { result: "unknown", why: "No answer came: it is added, or it is not." };
+      if (!answer.status) asked.forEach((item) => Object.assign(item, unknown));
       throw answer;
     }
     let decided = 0;
@@ -52,7 +46,7 @@ async function send(lot, signal, dry) {
       // The check found it free: an attempt whose answer got lost has taken it.
       const stored = answer.unsure && !dry && key ? await read(item, signal) : undefined;
       const taken = answer.status === 409;
-      if (stored && !Object.keys(differences(item, stored)).length) Object.assign(item, { result: "added", stored });
+      if (stored && !differing(item, stored).length) Object.assign(item, { result: "added", stored });
       else Object.assign(item, { result: taken ? "skipped" : "refused", why: inWords(problem), taken });
       decided += 1;
     }
@@ -62,14 +56,8 @@ async function send(lot, signal, dry) {
 }
 
 /** Return the row that has an item's key. */
-async function read({ values }, signal) {
-  const { items } = await call(listOf(table.path, { [key]: values[key] }), { signal });
-  return items[0];
-}
-
-/** Return what is stored of the fields in which an item differs. */
-const differences = ({ values }, stored) =>
-  only(stored, Object.fromEntries(Object.entries(values).filter(([name, value]) => name !== key && stored[name] !== value)));
+const read = async ({ values }, signal) => (await call(listOf(table.path, { [key]: values[key] }), { signal })).items[0];
+const differing = ({ values }, stored) => Object.keys(values).filter((name) => name !== key && stored[name] !== values[name]);
 
 /** Find the rows that an item refers to by words. */
 async function resolve(item, signal) {
@@ -164,16 +152,14 @@ export async function open() {
   const parts = [
     element("label", { className: "drop" }, element("b", {}, "Choose a CSV file, or drop it here"), input),
     element("label", { htmlFor: "pasted" }, `Or paste lines, as a table has them${key ? ", or the To: line of an email" : ""}`),
-    pasted,
-    said,
-    element("p", { id: "hint" }, "You see what becomes of each line before anything is stored."),
+    ...[pasted, said, element("p", { id: "hint" }, "You see what becomes of each line before anything is stored.")],
   ];
   step(`Import ${table.many}`, parts, closing("Cancel"), button("Read these lines", () => take(new Blob([pasted.value])), "main"));
   input.focus();
 }
 
 function selectFor(id, label, options, value, onchange) {
-  const select = element("select", { id, ariaLabel: label }, ...options.map(([value, words]) => element("option", { value }, words)));
+  const select = element("select", { id, ariaLabel: label }, options.map(([value, words]) => element("option", { value }, words)));
   select.value = value;
   select.onchange = () => onchange(select.value);
   return select;
@@ -192,28 +178,29 @@ function preview(bytes, encoding, certain) {
     preview(bytes, code, false);
     byId("encoding").focus();
   };
-  const draw = (focus) => {
+  const choose = (name, at, value) => {
+    columns[name].splice(at, 1, ...(value === "" ? [] : [Number(value)]));
+    draw();
+    byId(`column-${name}-${Math.min(at, columns[name].length)}`).focus();
+  };
+  const draw = () => {
     const items = toItems(below, fields, columns);
     const choices = fields.map(({ name, label, kind }) => {
       // The name can have several columns: there is one choice more than it has.
       const places = name === table.title ? [...columns[name], ""] : [columns[name][0] ?? ""];
-      const choice = (column, at) =>
-        selectFor(`column-${name}-${at}`, at ? `${label}, then` : label, [["", at ? "and …" : "(none)"], ...named], String(column), (value) => {
-          columns[name].splice(at, 1, ...(value === "" ? [] : [Number(value)]));
-          draw(`column-${name}-${Math.min(at, columns[name].length)}`);
-        });
-      return line(kind === "email" ? "Address" : label, ...places.map(choice));
+      const options = (at) => [["", at ? "and …" : "(none)"], ...named];
+      const words = (at) => (at ? `${label}, then` : label);
+      const selects = places.map((column, at) => selectFor(`column-${name}-${at}`, words(at), options(at), column, (value) => choose(name, at, value)));
+      return line(kind === "email" ? "Address" : label, selects);
     });
     if (!certain) choices.push(line("Letters", selectFor("encoding", "Encoding", codes, encoding, reread), "Are the names below right?"));
     const missing = fields.filter(({ required, name }) => required && !columns[name].length && !(name === "name" && key && titles.length === 1));
     const good = undecided(items).length;
     const go = button(`Check ${many(good)}`, () => check(items), "main");
     go.disabled = missing.length || !good;
-    const said = missing.length
-      ? `Choose which column is: ${missing.map(({ label }) => label).join(", ")}.`
-      : `${header ? `Line ${header} names the columns. ` : ""}${good < items.length ? `Left out: ${number(items.length - good)}.` : ""}`;
-    step("Is this right?", [...choices, grid("The first rows", items.slice(0, 20)), element("p", { role: "status" }, said)], button("Back", open), go);
-    if (focus) byId(focus).focus();
+    const known = `${header ? `Line ${header} names the columns. ` : ""}${good < items.length ? `Left out: ${number(items.length - good)}.` : ""}`;
+    const said = missing.length ? `Choose which column is: ${missing.map(({ label }) => label).join(", ")}.` : known;
+    step("Is this right?", [choices, grid("The first rows", items.slice(0, 20)), element("p", { role: "status" }, said)], button("Back", open), go);
   };
   draw();
 }
@@ -221,14 +208,14 @@ function preview(bytes, encoding, certain) {
 /** Return a table of items in a frame that scrolls. */
 function grid(label, items) {
   const shown = fields.filter(({ name }) => items.some(({ values }) => values[name] !== undefined));
-  const cell = ({ values, changes = {} }, field) => {
-    const old = field.name in changes ? [element("del", {}, text(field, changes[field.name])), " → "] : [];
-    return element("td", {}, ...old, element("span", { dir: "auto" }, String(values[field.name] ?? "")));
+  const cell = ({ values, old, changes = [] }, field) => {
+    const before = changes.includes(field.name) && [element("del", {}, text(field, old[field.name])), " → "];
+    return element("td", {}, before, element("span", { dir: "auto" }, String(values[field.name] ?? "")));
   };
   const row = (item) =>
-    element("tr", { className: item.result }, element("td", {}, item.line), ...shown.map((field) => cell(item, field)), element("td", {}, item.why));
+    element("tr", { className: item.result }, element("td", {}, item.line), shown.map((field) => cell(item, field)), element("td", {}, item.why));
   const heads = ["Line", ...shown.map((field) => field.label), "Note"].map((words) => element("th", { scope: "col" }, words));
-  const table = element("table", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...items.map(row)));
+  const table = element("table", {}, element("thead", {}, element("tr", {}, heads)), element("tbody", {}, items.map(row)));
   return element("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: label }, table);
 }
 
@@ -255,21 +242,23 @@ function plan(items, why) {
 /** Show what the list would change of rows that are there already. */
 async function prepareUpdates(items, taken) {
   const why = await workOn("Comparing", taken, async (item, signal) => {
-    const old = await read(item, signal);
-    const changes = old && differences(item, old);
-    if (!old || !Object.keys(changes).length) Object.assign(item, { old, why: `This ${table.one} is there already, with the same values.` });
-    else Object.assign(item, { old, changes, result: "will be updated", why: "" });
+    const old = (await read(item, signal)) ?? item.values;
+    const changes = differing(item, old);
+    if (changes.length) Object.assign(item, { old, changes, result: "will be updated", why: "" });
+    else Object.assign(item, { old, why: `This ${table.one} is there already, with the same values.` });
   });
   plan(items, why);
 }
 
 /** Store all that the API takes, and say how it went. */
 async function run(items) {
+  const update = (item, signal) => {
+    const request = { method: "PATCH", body: only(item.values, item.changes), version: item.old.version, signal };
+    return outcome(item, "updated", call(`${table.path}${item.old.id}`, request));
+  };
   const updates = items.filter(({ changes }) => changes);
-  const update = (item, signal) =>
-    outcome(item, "updated", call(`${table.path}${item.old.id}`, { method: "PATCH", body: only(item.values, item.changes), version: item.old.version, signal }));
-  const why =
-    (await workOn("Importing", inLots(undecided(items)), (lot, signal) => send(lot, signal, false), 1)) || (await workOn("Updating", updates, update));
+  const add = (lot, signal) => send(lot, signal, false);
+  const why = (await workOn("Importing", inLots(undecided(items)), add, 1)) || (await workOn("Updating", updates, update));
   for (const item of items) if (!item.result || item.result === "will be updated") Object.assign(item, { result: "left out", why });
   report(why ? "The import has stopped" : "The import is done", items, why);
 }
@@ -288,8 +277,8 @@ function report(words, items, why) {
 async function undo(items, done) {
   const back = (item, signal) => {
     const { id, version } = item.stored;
-    const [result, request] = item.changes ? ["put back", { method: "PATCH", body: item.changes }] : ["deleted again", { method: "DELETE" }];
-    return outcome(item, result, call(`${table.path}${id}`, { ...request, version, signal }));
+    const request = item.changes ? { method: "PATCH", body: only(item.old, item.changes) } : { method: "DELETE" };
+    return outcome(item, item.changes ? "put back" : "deleted again", call(`${table.path}${id}`, { ...request, version, signal }));
   };
   const why = await workOn("Undoing the import", done, back);
   report(why ? "The undo has stopped" : "The import is undone", items, why);
@@ -312,9 +301,8 @@ dialog.ondrop = (event) => {
   if (!cancel) take(event.dataTransfer.files[0]);
 };
 dialog.oncancel = (event) => {
-  if (!cancel) return;
-  event.preventDefault();
-  cancel();
+  if (cancel) event.preventDefault();
+  cancel?.();
 };
 dialog.onclose = () => byId("import").focus();
 addEventListener("beforeunload", (event) => cancel && event.preventDefault());

@@ -37,30 +37,19 @@ export function signOut() {
 }
 
 let asking = null;
-
 /** Ask for a token, once for all requests that want one. */
 export function askForToken() {
+  const asker = byId("asker");
+  byId("token-problem").textContent = token ? "Roster does not know this token." : "";
   asking ??= new Promise((resolve) => {
-    const input = element("input", { id: "token", type: "password", autocomplete: "off", required: true, "aria-describedby": "token-problem" });
-    const form = element(
-      "form",
-      {},
-      element("h2", { id: "asker-title" }, "Sign in"),
-      element("p", {}, "This Roster needs an access token. The page forgets it when you close this tab."),
-      element("label", { htmlFor: "token" }, "Token"),
-      input,
-      element("p", { id: "token-problem", className: "wrong", role: "alert" }, token && "Roster does not know this token."),
-      element("footer", {}, element("button", { className: "main" }, "Sign in")),
-    );
-    const asker = element("dialog", { "aria-labelledby": "asker-title" }, form);
-    document.body.append(asker);
     asker.showModal();
     asker.onclose = () => asking && asker.showModal(); // without a token there is nothing to see
-    form.onsubmit = (event) => {
+    asker.onsubmit = (event) => {
       event.preventDefault();
-      useToken(input.value.replace(/[^!-~]/g, "")); // what a header can hold
+      useToken(byId("token").value.replace(/[^!-~]/g, "")); // what a header can hold
+      byId("token").value = "";
       asking = null;
-      asker.remove();
+      asker.close();
       byId("text").focus();
       resolve();
     };
@@ -125,18 +114,12 @@ function choose(nodes, checked) {
 }
 
 export function showPicked() {
-  const button = (text, name, more = "") => element("button", { className: `plain ${more}`, "data-do": name }, text);
-  const parts = [
-    `${many(picked.size)} selected`,
-    ...(table.email && navigator.clipboard ? [button("Copy addresses", "copyPicked")] : []),
-    button("Export", "savePicked"),
-    button("Delete", "removePicked", "writes"),
-    button("Select none", "pickNone"),
-  ];
-  byId("picked").replaceChildren(...(picked.size ? parts : []));
-  byId("picked").hidden = !picked.size;
-  byId("count").hidden = Boolean(picked.size);
-  if (picked.size) tell(parts[0]);
+  const said = picked.size ? `${many(picked.size)} selected` : "";
+  byId("picked").firstElementChild.textContent = said;
+  byId("picked").querySelector("[data-do=copyPicked]").hidden = !table.email || !navigator.clipboard;
+  byId("picked").hidden = !said;
+  byId("count").hidden = Boolean(said);
+  if (said) tell(said);
 }
 
 export function pickNone() {
@@ -145,12 +128,12 @@ export function pickNone() {
   byId("top").focus();
 }
 
-export const removePicked = async () => (await need("remove")).remove(...picked.values());
-export const copyPicked = (_, event) =>
-  copyText([...picked.values()].map((item) => item[table.email]).join("; "), `Addresses of ${many(picked.size)}`, event);
+const all = () => [...picked.values()];
+export const removePicked = async () => (await need("remove")).remove(...all());
+export const copyPicked = (_, event) => copyText(all().map((item) => item[table.email]).join("; "), `Addresses of ${many(picked.size)}`, event);
 
 export async function savePicked() {
   await settle();
   const titles = table.read.map(({ name }) => name);
-  download(`${table.name}.csv`, csv(titles, [...picked.values()].map((item) => titles.map((name) => item[name]))));
+  download(`${table.name}.csv`, csv(titles, all().map((item) => titles.map((name) => item[name]))));
 }

@@ -1,5 +1,5 @@
-// Deleting with undo: the DELETE is sent when the time to undo is over, or when the page is left. So undo loses
-// nothing, the id least of all; and after a crash a row is there that can be deleted again, not gone that was wanted.
+// Deleting with undo: the DELETE is sent when the time to undo is over, or when the page is left. So undo loses nothing, the id least
+// of all; and after a crash a row is there that can be deleted again, not gone that was wanted.
 
 import { report, showPicked } from "./more.js";
 import { byId, call, count, deleting, drop, element, find, focusOn, headers, many, picked, table, tell, titleOf, visible } from "./roster.js";
@@ -9,6 +9,7 @@ const notice = byId("undo");
 let open = []; // those that can still be undone
 let timer;
 let sending = Promise.resolve();
+const said = (items) => (items.length === 1 ? `${titleOf(items[0])} is` : many(items.length));
 
 /** Hide rows now, and delete them later. */
 export function remove(...given) {
@@ -32,9 +33,6 @@ export function remove(...given) {
   tell(`${said(open)} deleted. Control Z undoes it.`);
 }
 
-const said = (items) => (items.length === 1 ? `${titleOf(items[0])} is` : many(items.length));
-
-/** Draw the undo. */
 function draw() {
   const focused = notice.contains(document.activeElement);
   notice.querySelector(".undo")?.remove();

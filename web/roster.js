@@ -1,5 +1,5 @@
-// Roster's page, a client of the API in the README. This module talks to the API and draws the list. The others load
-// after the first view: each button names a function that one of them exports.
+// Roster's page, a client of the API in the README. This module talks to the API and draws the list. The others load after the
+// first view: each button names a function that one of them exports.
 // Text from outside only ever becomes text (append, textContent), never HTML.
 
 export const byId = (id) => document.getElementById(id);
@@ -16,10 +16,7 @@ export function element(tag, properties = {}, ...children) {
 }
 
 /** Show what is wrong for now, in the page and in each dialog: any of them may be on top. */
-export function warn(text) {
-  for (const place of document.querySelectorAll(".problem")) place.textContent = text;
-}
-
+const warn = (text) => document.querySelectorAll(".problem").forEach((place) => (place.textContent = text));
 /** Announce to a screen reader what the screen shows. */
 export const tell = (text) => (byId("news").textContent = text);
 export const number = (n) => n.toLocaleString("en");
@@ -28,15 +25,6 @@ const DAY = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium" });
 const MINUTE = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "short" });
 export const day = (time) => DAY.format(new Date(time));
 export const minute = (time) => MINUTE.format(new Date(time));
-
-/** Return a function that does its work once it has not been called for a moment. */
-export function later(work) {
-  let timer;
-  return (...given) => {
-    clearTimeout(timer);
-    timer = setTimeout(work, 150, ...given);
-  };
-}
 
 // ---- Talking to the API
 
@@ -71,8 +59,8 @@ export const wait = (seconds, signal) =>
 
 /**
  * Send a request; return the answer's JSON, or what `read` makes of the answer. Throws Refusal.
- * While the server is unreachable or busy, it says so and retries. An attempt without an answer may have been done all
- * the same: after one, Refusal says `unsure`.
+ * While the server is unreachable or busy, it says so and retries. An attempt without an answer may have been done all the same:
+ * after one, Refusal says `unsure`.
  */
 export const call = (path, options = {}) => busy(send(path, options));
 
@@ -109,38 +97,30 @@ async function send(path, { method, body, version, signal, read = (response) => 
 }
 
 let waiting = 0;
-
 /** Show that something is under way; the style sheet does so only once it takes long. */
-async function busy(promise) {
+function busy(promise) {
   byId("busy").hidden = !(waiting += 1);
-  try {
-    return await promise;
-  } finally {
-    byId("busy").hidden = !(waiting -= 1);
-  }
+  return promise.finally(() => (byId("busy").hidden = !(waiting -= 1)));
 }
 
 const modules = {};
 /** Return a module as soon as there is a connection. */
-export const need = (name) => (modules[name] ??= busy(fetchModule(name)));
+export const need = (name) => (modules[name] ??= busy(fetchModule(name, "")));
 
-async function fetchModule(name) {
-  // Some browsers remember that a file could not be loaded: ask for it by another name.
-  for (let again = ""; ; again = `?${Date.now()}`) {
-    try {
-      const found = await import(`./${name}.js${again}`);
-      if (again) warn("");
-      return found;
-    } catch (error) {
-      if (!(error instanceof TypeError)) throw error; // it is there, but wrong
-      warn("No connection to Roster. Retrying.");
-      await wait(1);
-    }
+async function fetchModule(name, again) {
+  try {
+    return await import(`./${name}.js${again}`);
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error; // it is there, but wrong
+    warn("No connection to Roster. Retrying.");
+    await wait(1);
+    // Some browsers remember that a file could not be loaded: ask for it by another name.
+    return fetchModule(name, `?${Date.now()}`).finally(() => warn(""));
   }
 }
 
 const report = async (text) => (await need("more")).report(text);
-/** Send the deletions that wait for their undo: the next step is about what is stored. */
+/** Send the deletions that wait for their undo. */
 export const settle = async () => deleting.size && (await need("remove")).flush();
 
 // ---- The list
@@ -159,7 +139,8 @@ let sought = ""; // what the list shows, as a query
 export const find = (id) => drawn.get(String(id))?.node;
 export const visible = () => [...list.querySelectorAll("[data-id]:not([hidden])")];
 export const titleOf = (item) => String(item[table.title] ?? "").trim() || `#${item.id}`;
-/** Return a table's path with parameters, of which the empty ones are left out. */
+export const focusOn = (id) => (find(id)?.querySelector(".name") ?? byId("top")).focus();
+/** Return a path with parameters, of which the empty ones are left out. */
 export const listOf = (path, given) => `${path}?${new URLSearchParams(Object.entries(given).filter(([, value]) => value))}`;
 export const searched = () => byId("text").value.trim();
 const current = () => listOf(table.path, { q: searched(), sort: byId("sort").value });
@@ -200,9 +181,7 @@ export async function load(fromStart) {
 
 async function countAll(signal) {
   try {
-    const page = await call(listOf(table.path, { q: searched(), limit: 1, total: true }), { signal });
-    if (signal.aborted) return;
-    total = page.total;
+    total = (await call(listOf(table.path, { q: searched(), limit: 1, total: true }), { signal })).total;
     count();
   } catch (error) {
     if (!signal.aborted) throw error;
@@ -222,8 +201,7 @@ export function count(added = 0, problem = "") {
   byId("clear").hidden = !searched();
 }
 
-/** Return the row of an item. */
-export function row(item) {
+function row(item) {
   const id = String(item.id);
   const title = titleOf(item);
   const mail = item[table.email];
@@ -256,15 +234,11 @@ export function redraw(item) {
   count(old ? 0 : 1);
 }
 
-/** Take an item out of the list. */
 export function drop(id) {
   find(id)?.remove();
   drawn.delete(String(id));
   count(-1);
 }
-
-/** Put the focus on a row, or where the list begins. */
-export const focusOn = (id) => (find(id)?.querySelector(".name") ?? byId("top")).focus();
 
 // Of several entries, the last is the present state.
 const end = new IntersectionObserver((entries) => entries.at(-1).isIntersecting && next && load(), { rootMargin: "1200px" });
@@ -284,7 +258,6 @@ function writeUrl(replace) {
   history[replace ? "replaceState" : "pushState"](null, "", url.replace(/\?$/, ""));
 }
 
-/** Open the item that the URL names. */
 async function openLinked() {
   const id = location.hash.slice(1);
   if (!/^[1-9][0-9]*$/.test(id)) return;
@@ -302,14 +275,13 @@ addEventListener("popstate", () => {
   if (current() !== sought) load(true);
   openLinked();
 });
-let typing = false;
-const loadLater = later(() => load(true));
+let typing = 0; // the timer of a search that is being typed
 byId("text").oninput = () => {
   writeUrl(typing); // one step back for one search, not for each letter
-  typing = true;
-  loadLater();
+  clearTimeout(typing);
+  typing = setTimeout(load, 150, true);
 };
-byId("text").onblur = () => (typing = false);
+byId("text").onblur = () => (typing = 0);
 byId("sort").onchange = () => {
   writeUrl();
   load(true);

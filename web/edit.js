@@ -1,5 +1,5 @@
-// Adding and editing an item, in a form made of the table's fields. The rules are the API's: it is asked, and its
-// refusal is put in words beside the field.
+// Adding and editing an item, in a form made of the table's fields. The rules are the API's: it is asked, and its refusal is put in
+// words beside the field.
 
 import { byId, call, caller, deleting, drop, element, focusOn, listOf, minute, redraw, settle, table, tell, titleOf, wait } from "./roster.js";
 import { inWords, labelOf, nameOf, others, text } from "./tables.js";
@@ -30,32 +30,30 @@ function fromText({ kind, nullable, options, schema }, text) {
 }
 
 const textOf = ({ input }) => (input.type === "checkbox" ? String(input.checked) : input.value);
-
+const isChanged = (field) => textOf(field) !== field.was;
+const isDirty = () => editor.open && fields.some(isChanged);
 /** Give a field an input with a value; a reference has a search above it. */
 function makeInput(field, value) {
-  const { kind, name, nullable, options, schema, to } = field;
+  const { kind, name, nullable, options, schema, to, parts: old = [] } = field;
   const properties = { id: `field-${name}`, autocomplete: "off", dir: "auto", "aria-describedby": `field-${name}-problem` };
-  const types = { email: "email", yesno: "checkbox", number: "number", date: "date", moment: "datetime-local" };
+  const type = { email: "email", yesno: "checkbox", number: "number", date: "date", moment: "datetime-local" }[kind] ?? "text";
   const option = (value, ...shown) => element("option", { value: String(value) }, ...shown);
   const now = toText(field, value);
+  const select = (...choices) => element("select", properties, option("", "–"), choices);
   let input;
   if (kind === "reference") {
-    const known = now ? [option(now, `#${now}`)] : [];
-    input = element("select", properties, option("", "–"), ...known);
-    if (now) nameOf(to, now).then((label) => (known[0].textContent = label));
-  } else if (kind === "choice" || (kind === "yesno" && nullable)) {
-    input = element("select", properties, option("", "–"), ...options.map((value) => option(value, text(field, value))));
-  } else if (schema.maxLength > 255 || now.includes("\n")) input = element("textarea", { ...properties, rows: 4 });
-  else input = element("input", { ...properties, type: types[kind] ?? "text", step: "any", spellcheck: kind === "text" });
+    input = select(now && option(now, `#${now}`));
+    if (now) nameOf(to, now).then((label) => (input.options[1].textContent = label));
+  } else if (kind === "choice" || (kind === "yesno" && nullable)) input = select(...options.map((value) => option(value, text(field, value))));
+  else if (schema.maxLength > 255 || now.includes("\n")) input = element("textarea", { ...properties, rows: 4 });
+  else input = element("input", { ...properties, type, step: "any", spellcheck: kind === "text" });
   if (input.type === "checkbox") input.checked = Boolean(value);
   else input.value = now;
   input[input.matches("select, [type=checkbox]") ? "disabled" : "readOnly"] = !caller.writes;
-  const old = field.parts;
   Object.assign(field, { input, parts: kind === "reference" && caller.writes ? [searchFor(to, input), input] : [input] });
-  old?.[0].before(...field.parts);
-  for (const part of old ?? []) part.remove();
+  old[0]?.before(...field.parts);
+  old.forEach((part) => part.remove());
 }
-
 /** Return a search that fills a select with rows of another table. */
 function searchFor(to, select) {
   const search = element("input", { type: "search", autocomplete: "off", ariaLabel: `Search ${to.many}`, placeholder: `Search ${to.many}` });
@@ -84,18 +82,6 @@ function searchFor(to, select) {
   select.onchange = () => (select.size = 0);
   return search;
 }
-
-// ---- The dialog
-
-const isChanged = (field) => textOf(field) !== field.was;
-const isDirty = () => editor.open && fields.some(isChanged);
-
-/** Return what to send: of a change, only the fields that differ. */
-function typed() {
-  const sent = fields.filter((field) => isChanged(field) || (!before && field.required));
-  return Object.fromEntries(sent.map((field) => [field.name, fromText(field, textOf(field))]).filter(([, value]) => value !== undefined));
-}
-
 /** Draw the fields with an item's values, and as text what cannot be changed. */
 function draw(item) {
   fields = (before ? table.change : table.create).filter(({ kind }) => kind !== "other").map((field) => ({ ...field }));
@@ -104,14 +90,16 @@ function draw(item) {
     makeInput(field, item ? item[field.name] : field.schema.default);
     field.was = textOf(field);
     const optional = !field.required && !before && element("small", {}, " (optional)");
-    byId("fields").append(element("label", { htmlFor: field.input.id }, field.label, optional), ...field.parts, element("p", { id: `${field.input.id}-problem`, className: "wrong" }));
+    const label = element("label", { htmlFor: field.input.id }, field.label, optional);
+    byId("fields").append(label, ...field.parts, element("p", { id: `${field.input.id}-problem`, className: "wrong" }));
   }
   const fixed = before ? others(...fields.map(({ name }) => name)) : [];
   byId("fields").append(...fixed.map((field) => element("p", {}, element("b", {}, `${field.label}: `), text(field, before[field.name]))));
 }
 
-export const add = () => edit(null);
+// ---- The dialog
 
+export const add = () => edit(null);
 /** Open the form for an item, or for a new one (null). */
 export async function edit(item) {
   await left;
@@ -131,7 +119,6 @@ export async function edit(item) {
   editor.showModal();
   fields[0]?.input.focus();
 }
-
 /** Say at each field what is wrong with it, and below what else is. */
 function complain(problems, message = "") {
   for (const { name, input } of fields) {
@@ -143,37 +130,33 @@ function complain(problems, message = "") {
   byId("editor-problem").textContent = [message, ...others.map((other) => `${other.loc.at(-1)}: ${inWords(other)}`)].join(" ").trim();
   form.querySelector("[aria-invalid=true]")?.focus();
 }
-
-/** Store what was typed, or chosen. */
+/** Store what was typed, or chosen: of a change, only the fields that differ. */
 async function save() {
   if (saving) return;
   for (const field of fields) if (form.elements[`whose-${field.name}`]?.value === "theirs") makeInput(field, before[field.name]);
   compare(null);
   const partial = fields.filter(({ input }) => input.validity.badInput);
   complain(partial.map(({ name }) => ({ loc: [name], msg: "This is not complete." })));
-  const body = typed();
   if (partial.length) return;
-  if (before && !Object.keys(body).length) return editor.close();
+  const sent = fields.filter((field) => isChanged(field) || (!before && field.required));
+  const body = Object.fromEntries(sent.map((field) => [field.name, fromText(field, textOf(field))]).filter(([, value]) => value !== undefined));
+  if (before && !sent.length) return editor.close();
   byId("save").textContent = "Saving…";
   saving = new AbortController();
   const { signal } = saving;
-  const request = { method: before ? "PATCH" : "POST", body, version: before?.version, signal };
-  const path = `${table.path}${before?.id ?? ""}`;
+  let again = false;
   try {
-    const stored = await call(path, request).catch(async (error) => {
-      if (error.status !== 409 || !deleting.size) throw error;
-      await settle(); // what it conflicts with may be about to be deleted
-      return call(path, request);
-    });
-    show(stored);
+    show(await call(`${table.path}${before?.id ?? ""}`, { method: before ? "PATCH" : "POST", body, version: before?.version, signal }));
   } catch (error) {
-    if (!signal.aborted) await recover(error, body, signal);
-  } finally {
-    saving = null;
-    byId("save").textContent = "Save";
+    again = error.status === 409 && deleting.size;
+    if (!signal.aborted && !again) await recover(error, body, signal);
   }
+  saving = null;
+  byId("save").textContent = "Save";
+  if (!again) return;
+  await settle(); // what it conflicts with was about to be deleted
+  save();
 }
-
 /** Close the form, and show an item in the list as it is stored. */
 function show(item) {
   for (const field of fields) field.was = textOf(field);
@@ -182,7 +165,6 @@ function show(item) {
   focusOn(item.id);
   tell(`${titleOf(item)} is saved.`);
 }
-
 /** Make the best of a refusal. */
 async function recover(error, body, signal) {
   const same = (item) => item && Object.entries(body).every(([name, value]) => item[name] === (value?.trim?.() ?? value));
@@ -209,7 +191,6 @@ async function recover(error, body, signal) {
   for (const field of fields) field.was = "";
   complain([], `This ${table.one} has been deleted meanwhile. Save adds it again, as a new one.`);
 }
-
 /** Show yours beside theirs, field by field, to choose from; null: show the fields to type in. */
 function compare(theirs) {
   conflict.hidden = !theirs;
@@ -229,13 +210,12 @@ function compare(theirs) {
       return element("label", { className: "choice" }, radio, whose, element("b", { dir: "auto" }, text(field, value) || "(nothing)"));
     };
     const pair = [choice("Yours", fromText(field, mine), isMine), choice("Theirs", theirs[field.name], !isMine)];
-    conflict.append(element("fieldset", {}, element("legend", {}, field.label), ...pair));
+    conflict.append(element("fieldset", {}, element("legend", {}, field.label), pair));
   }
   before = theirs;
   redraw(theirs);
   said.focus();
 }
-
 /** Return whether the form may be closed: not by mistake, with something in it that is not saved. */
 function mayClose() {
   if (warned || !isDirty()) return true;

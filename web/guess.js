@@ -1,8 +1,6 @@
 // What a file most likely means: its encoding, separator, columns and values. All of it is a guess that
 // the preview shows and a click changes. The command line follows the same rules.
 
-// ---- Encoding
-
 const csv = "save it as CSV UTF-8, and import that file.";
 // What is no list, by its first bytes.
 const NO_LIST = [
@@ -46,13 +44,11 @@ const ODD = [
   /[øì][á-ý]|[á-ý][øì]|[ðþÐÞ]/g,
 ];
 const oddity = (text) => ODD.reduce((sum, odd) => sum + (text.match(odd)?.length ?? 0), 0);
-
 /** Return the text of bytes in this encoding; throw if it is fatal that they are not in it. */
 export function decode(bytes, encoding, fatal = false) {
   if (encoding !== "ibm850") return new TextDecoder(encoding, { fatal }).decode(bytes);
   return Array.from(bytes, (byte) => IBM850[byte - 128] ?? String.fromCharCode(byte)).join("");
 }
-
 /** Return the encoding of a file, and whether it is certain. Throws an Error that a person can read. */
 export function guessEncoding(bytes, languages) {
   const head = Array.from(bytes.subarray(0, 4000), (byte) => String.fromCharCode(byte)).join("");
@@ -74,10 +70,8 @@ export function guessEncoding(bytes, languages) {
 }
 
 // ---- Rows: {line, cells}, without blank ones
-
 /** Return the rows of a text: of a table, or of a list of addresses. */
 export const readRows = (text) => addressList(text) ?? table(text);
-
 /** Return the rows of a table: its separator is the one that most of the first lines agree on. */
 function table(text) {
   const [start, named] = text.match(/^\ufeff?"?sep=(.)"?\r?\n/i) ?? text.match(/^\ufeff?/); // Excel's own first line
@@ -93,7 +87,6 @@ function table(text) {
   const again = body.startsWith('"') && rows.every(({ cells }) => cells.length === 1 && /[,;\t]/.test(cells[0]));
   return again ? table(rows.map(({ cells }) => cells[0]).join("\n")) : rows;
 }
-
 /** Split a text as RFC 4180 says, but a quote may stand unescaped in a cell. */
 function split(text, mark, line, limit = Infinity) {
   const end = `[${mark}]|\\r\\n|\\r|\\n|$`;
@@ -112,7 +105,6 @@ function split(text, mark, line, limit = Infinity) {
   }
   return rows;
 }
-
 /** Return the rows [name, address] of a "To:" line or of bare addresses; null if the text has anything else. */
 function addressList(text) {
   const line = text.replace(/^\ufeff?\s*(to|cc|bcc|an|à|para|a|do|aan|till)\s*:/i, "").replace(/\r?\n[ \t]+/g, " ");
@@ -121,8 +113,9 @@ function addressList(text) {
     const pieces = (line.match(piece) ?? []).map((one) => one.trim()).filter(Boolean);
     const address = /^(?:("(?:[^"\\]|\\.)*"|[^<@]*?|'[^<]*')\s*<\s*(\S+@\S+?)\s*>|(?:mailto:)?([^\s@<>,;|"]+@[^\s@<>,;|"]+))$/i;
     const found = pieces.map((one) => one.match(address));
+    const unquoted = (name) => name.replace(/^(["'])(.*)\1$/, "$2").replace(/\\(.)/g, "$1");
     if (!found.length || !found.every(Boolean)) continue;
-    return found.map(([, name = "", email, bare], at) => ({ line: at + 1, cells: [name.replace(/^(["'])(.*)\1$/, "$2").replace(/\\(.)/g, "$1"), email ?? bare] }));
+    return found.map(([, name = "", email, bare], at) => ({ line: at + 1, cells: [unquoted(name), email ?? bare] }));
   }
   return null;
 }
@@ -130,38 +123,28 @@ function addressList(text) {
 // ---- Columns, by their titles without accents, case and signs. What ends in * may be part of a longer title.
 
 const TITLES = {
-  first:
-    "first, fname, first name*, given name*, forename*, vorname*, rufname, prénom*, nombre, nombres, nome, primeiro nome, voornaam*, roepnaam, imię, jméno, křestní jméno, meno, keresztnév, utónév, förnamn*, fornavn*, etunimi, eesnimi, ad, adı, isim, prenume, ime, όνομα, имя, ім'я, име, vārds, vardas, 名, שם פרטי, الاسم الأول",
-  middle:
-    "middle name*, additional name, weitere vornamen, zweiter vorname, segundo nombre, tussenvoegsel*, отчество, по батькові, mellannamn, mellemnavn, mellomnavn",
-  last:
-    "last, lname, last name*, family name*, surname*, nachname*, familienname*, zuname, nom de famille*, apellido*, cognome, sobrenome, apelido, achternaam*, nazwisko, příjmení, priezvisko, vezetéknév, családnév, efternamn*, efternavn*, etternavn*, sukunimi, perekonnanimi, soyad, soyadı, soyisim, nume de familie, prezime, priimek, επώνυμο, επίθετο, фамилия, прізвище, uzvārds, pavardė, 姓, 성, שם משפחה, اسم العائلة",
+  first: "first, fname, first name*, given name*, forename*, vorname*, rufname, prénom*, nombre, nombres, nome, primeiro nome, voornaam*, roepnaam, imię, jméno, křestní jméno, meno, keresztnév, utónév, förnamn*, fornavn*, etunimi, eesnimi, ad, adı, isim, prenume, ime, όνομα, имя, ім'я, име, vārds, vardas, 名, שם פרטי, الاسم الأول",
+  middle: "middle name*, additional name, weitere vornamen, zweiter vorname, segundo nombre, tussenvoegsel*, отчество, по батькові, mellannamn, mellemnavn, mellomnavn",
+  last: "last, lname, last name*, family name*, surname*, nachname*, familienname*, zuname, nom de famille*, apellido*, cognome, sobrenome, apelido, achternaam*, nazwisko, příjmení, priezvisko, vezetéknév, családnév, efternamn*, efternavn*, etternavn*, sukunimi, perekonnanimi, soyad, soyadı, soyisim, nume de familie, prezime, priimek, επώνυμο, επίθετο, фамилия, прізвище, uzvārds, pavardė, 姓, 성, שם משפחה, اسم العائلة",
   // Alone the whole name; beside a first name the last one, beside a last name the first one.
   name: "name, nom, naam, namn, navn, nimi, név, nume, nafn",
-  whole:
-    "full name*, display name*, anzeigename*, vor- und nachname, name vorname, vorname name, nachname vorname, vorname nachname, nom complet, nom et prénom, prénom et nom, nom prénom, nombre completo, nombre y apellidos, apellidos y nombre, nome completo, nome e cognome, cognome e nome, imię i nazwisko, nazwisko i imię, celé jméno, jméno a příjmení, meno a priezvisko, teljes név, fullständigt namn, fulde navn, fullt navn, koko nimi, ad soyad, adı soyadı, ime i prezime, ονοματεπώνυμο, фио, піб, полное имя, 氏名*, 名前*, 姓名*, 이름, 성명, 성함, שם, שם מלא, الاسم, الاسم الكامل, person, contact, kontakt, mitglied, teilnehmer, attendee, participant, name*",
-  mail:
-    "mail*, courriel*, correo*, courrier électronique, messagerie*, posta elettronica, posta*, epost*, sähköposti*, el. paštas, почта*, пошта*, メール*, 邮箱*, 郵箱, 邮件*, 電郵, 電子郵件, 이메일*, 메일, البريد*, דואר*, דוא\"ל, ηλεκτρονικ*, ταχυδρομειο*, імейл, имейл",
+  whole: "full name*, display name*, anzeigename*, vor- und nachname, name vorname, vorname name, nachname vorname, vorname nachname, nom complet, nom et prénom, prénom et nom, nom prénom, nombre completo, nombre y apellidos, apellidos y nombre, nome completo, nome e cognome, cognome e nome, imię i nazwisko, nazwisko i imię, celé jméno, jméno a příjmení, meno a priezvisko, teljes név, fullständigt namn, fulde navn, fullt navn, koko nimi, ad soyad, adı soyadı, ime i prezime, ονοματεπώνυμο, фио, піб, полное имя, 氏名*, 名前*, 姓名*, 이름, 성명, 성함, שם, שם מלא, الاسم, الاسم الكامل, person, contact, kontakt, mitglied, teilnehmer, attendee, participant, name*",
+  mail: "mail*, courriel*, correo*, courrier électronique, messagerie*, posta elettronica, posta*, epost*, sähköposti*, el. paštas, почта*, пошта*, メール*, 邮箱*, 郵箱, 邮件*, 電郵, 電子郵件, 이메일*, 메일, البريد*, דואר*, דוא\"ל, ηλεκτρονικ*, ταχυδρομειο*, імейл, имейл",
 };
 // A column beside the one that is meant.
 const BESIDE = /phonetic|yomi|compan|firma|organi[sz]|manager|assist|typ$|type$|label|status|opt|consent|verified|date|angezeigt|2|3|second|zweit|sekund|alternat|other|count|domain|parent|recovery/;
 const NO_NAME = /user|login|nick|file|event|ticket|product|venue|group|list|street|spitzname|messenger|screen/;
 const LAST_FIRST = /^(vezetek|csalad|姓|성)/; // in these languages the last name goes first
 
-const plain = (title) =>
-  title.replace(/[[(].*?[\])]/g, "").normalize("NFKD").toLowerCase().replace(/[^\p{L}\p{N}]/gu, "").replaceAll("ı", "i");
-const ROLES = Object.entries(TITLES).flatMap(([role, titles]) =>
-  titles.split(", ").map((title) => ({ role, word: plain(title), part: title.endsWith("*") })),
-);
-
+const plain = (title) => title.replace(/[[(].*?[\])]/g, "").normalize("NFKD").toLowerCase().replace(/[^\p{L}\p{N}]/gu, "").replaceAll("ı", "i");
+const ROLES = Object.entries(TITLES).flatMap(([role, titles]) => titles.split(", ").map((title) => [role, plain(title), title.endsWith("*")]));
 /** Return what a column's title says that it holds: the whole title, or else the longest word in it. */
 function role(title) {
   const key = plain(title);
-  const parts = ROLES.filter(({ word, part }) => part && key.includes(word)).sort((a, b) => b.word.length - a.word.length);
-  const found = (ROLES.find(({ word }) => word === key) ?? parts[0])?.role;
+  const parts = ROLES.filter(([, word, part]) => part && key.includes(word)).sort((a, b) => b[1].length - a[1].length);
+  const [found] = ROLES.find(([, word]) => word === key) ?? parts[0] ?? [];
   return found !== "mail" && (NO_NAME.test(key) || BESIDE.test(key)) ? undefined : found;
 }
-
 /** Return {header: its line or undefined, titles, rows: those below, columns: {field: [indices, in order]}}. */
 export function guessColumns(rows, fields) {
   const mail = fields.find(({ kind }) => kind === "email");
@@ -182,8 +165,8 @@ export function guessColumns(rows, fields) {
   };
   // Above the header are titles and notes. It has no address, a title that is known, and more than one cell; of
   // several such rows it is the one with the most addresses below, of none the row above the first address.
-  const isHeader = (row) =>
-    !hasAddress(row) && filled(row.cells) >= Math.min(2, all.length) && row.cells.some((text) => (mail && text && role(text)) || fields.some((field) => isFor(field, text)));
+  const isKnown = (text) => (mail && text && role(text)) || fields.some((field) => isFor(field, text));
+  const isHeader = (row) => !hasAddress(row) && filled(row.cells) >= Math.min(2, all.length) && row.cells.some(isKnown);
   const first = rows.findIndex(hasAddress);
   const above = first > 0 && all.length > 1 && filled(rows[first - 1].cells) >= filled(rows[first].cells) ? [first - 1] : [];
   const headers = [...rows.slice(0, 30).keys()].filter((at) => isHeader(rows[at]));
@@ -217,17 +200,14 @@ function nameColumns(titles, rows, mail) {
 const ADDRESS = /[^\s<>()[\]"',;:|@]+@[^\s<>()[\]"',;:|@]+\.[^\s<>()[\]"',;:|@.]+/;
 // Zero-width characters, soft hyphens, marks of direction. Joiners belong to some languages' names.
 const INVISIBLE = /[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g;
-
 /** Return a cell on one line, without what a spreadsheet or an export puts around it. */
 const tidy = (text) =>
   text.slice(0, 9000).replace(INVISIBLE, "").replace(/^="(.*)"$/, "$1").replace(/^'(?='*[=+\-@＝＋－＠])/, "").replace(/\s+/g, " ").trim();
-
 /** Return the first address in a text, or else the text. */
 function toAddress(text) {
   const at = text.replace(/[\u200c\u200d]/g, "").replace(/ ?[[({] ?(at|@) ?[\])}] ?/gi, "@").replace(/ ?[[({] ?(dot|\.) ?[\])}] ?/gi, ".");
   return at.replace(/mailto:/gi, " ").replace(/\?\S*/, "").match(ADDRESS)?.[0] ?? at;
 }
-
 /** Return the name beside an address; or else one made of it: nora.beispiel@example.com is Nora Beispiel. */
 function nameBeside(text, address) {
   const beside = text.replace(/<[^>]*>/g, " ").replaceAll(new RegExp(ADDRESS, "g"), " ").replace(/mailto:/gi, "").trim();
@@ -237,7 +217,6 @@ function nameBeside(text, address) {
 
 const YES = /^(yes|y|true|1|x|✓|ja|j|oui|o|vrai|wahr|sí|si|s|tak|да)$/i;
 const NO = /^(no|n|false|0|nein|non|faux|falsch|nie|нет)$/i;
-
 /** Return what the API takes for a field of this kind, if the text means one, or else the text. */
 function toValue({ kind, options }, text) {
   if (kind === "email") return toAddress(text);
@@ -247,7 +226,6 @@ function toValue({ kind, options }, text) {
   if (kind === "choice") return options.find((option) => String(option).toLowerCase() === text.toLowerCase()) ?? text;
   return text;
 }
-
 /** Return the rows as they would be stored: {line, values, result, why}; a result says why one is left out. */
 export function toItems(rows, fields, columns) {
   const mail = fields.find(({ kind, required }) => kind === "email" && required);

@@ -5,8 +5,7 @@ import { decode, guessColumns, guessEncoding, readRows, toItems, ENCODINGS } fro
 import { csv, download } from "./more.js";
 import { inWords, text } from "./tables.js";
 
-const LOT = 500; // the API takes 1000 rows at once, and 1 MiB
-const SHOWN = 100; // rows on the screen; the report has all
+const [LOT, SHOWN] = [500, 100]; // rows in a request, which can be 1000 and 1 MiB; rows on the screen
 const fields = table.create.filter(({ kind }) => kind !== "other");
 // What no two rows share, and the list can be asked for.
 const key = fields.find(({ kind, name }) => kind === "email" && table.parameters[name])?.name;
@@ -16,22 +15,17 @@ const key = fields.find(({ kind, name }) => kind === "email" && table.parameters
 const undecided = (items) => items.filter(({ result }) => !result);
 const only = (values, names) => Object.fromEntries(names.map((name) => [name, values[name]]));
 const inLots = (items) => Array.from({ length: Math.ceil(items.length / LOT) }, (_, at) => items.slice(at * LOT, (at + 1) * LOT));
-
-/**
- * Store a lot, and note at each item what became of it: those that are refused or skipped are left out, and the others sent again.
- *
+/** Store a lot, and note at each item what became of it: those that are refused or skipped are left out, and the others sent again.
  * `dry` finds out the same without storing any: it adds an item that the API must refuse, and the API stores all or none. Where a
- * field is unique, that is the first item once more: so the API names the values that are taken.
- */
+ * field is unique, that is the first item once more: so the API names the values that are taken. */
 async function send(lot, signal, dry) {
   for (let asked = undecided(lot); asked.length; asked = undecided(asked)) {
     const body = [...asked, ...(dry ? [key ? asked[0] : {}] : [])].map(({ values }) => values ?? null);
     const answer = await call(`${table.path}bulk`, { method: "POST", body, signal }).catch((error) => error);
     if (answer.items) return asked.forEach((item, at) => Object.assign(item, { result: "added", stored: answer.items[at] }));
     if (answer.status === 413 && asked.length > 1) {
-      await send(asked.slice(asked.length / 2), signal, dry);
-      asked = asked.slice(0, asked.length / 2);
-      continue;
+      for (const half of [asked.slice(0, asked.length / 2), asked.slice(asked.length / 2)]) await send(half, signal, dry);
+      return;
     }
     if (!answer.fields?.length) {
       // Refused, none is stored. But a request that was given up may have been done.
@@ -54,11 +48,9 @@ async function send(lot, signal, dry) {
     if (!decided) throw answer; // sent again, it would be refused again
   }
 }
-
 /** Return the row that has an item's key. */
 const read = async ({ values }, signal) => (await call(listOf(table.path, { [key]: values[key] }), { signal })).items[0];
 const differing = ({ values }, stored) => Object.keys(values).filter((name) => name !== key && stored[name] !== values[name]);
-
 /** Find the rows that an item refers to by words. */
 async function resolve(item, signal) {
   for (const { name, to, label } of fields.filter(({ kind, name }) => kind === "reference" && /\D/.test(item.values[name] ?? ""))) {
@@ -67,7 +59,6 @@ async function resolve(item, signal) {
     else Object.assign(item, { result: "refused", why: `${label}: ${items.length ? "more than one" : "none"} of the ${to.many} found.` });
   }
 }
-
 /** Note at an item what became of a request about it. */
 async function outcome(item, result, request) {
   try {
@@ -87,7 +78,6 @@ const dialog = element("dialog", { "aria-labelledby": title.id }, title, element
 document.body.append(dialog);
 let cancel = null; // stops what is under way
 let take = null; // takes a file that is chosen or dropped
-
 /** Show one step of the import: its title, what is in it, its buttons. */
 function step(words, parts, ...buttons) {
   title.textContent = words;
@@ -99,7 +89,6 @@ function step(words, parts, ...buttons) {
 const button = (words, onclick, className = "") => element("button", { onclick, className }, words);
 const closing = (words, className) => button(words, () => dialog.close(), className);
 const alert = (words) => words && element("p", { className: "wrong", role: "alert" }, words);
-
 /** Work on parts of a list, some at once, behind a bar; return why it ended early, or "". */
 async function workOn(words, parts, work, atOnce = 4) {
   const size = (part) => part.length ?? 1;
@@ -109,30 +98,26 @@ async function workOn(words, parts, work, atOnce = 4) {
   const controller = new AbortController();
   let stopped = "";
   cancel = () => {
-    stopped = "It was cancelled.";
     said.textContent = "Stopping…";
+    stopped = "It was cancelled.";
     setTimeout(() => controller.abort(), 3000); // what is under way is finished, unless there is no connection
   };
   step(words, [bar, said], button("Cancel", cancel));
   const queue = parts.values();
   const worker = async () => {
     for (const part of queue) {
-      await work(part, controller.signal);
-      bar.value += size(part);
       if (stopped) return;
-      said.textContent = `${number(bar.value)} of ${many(all)}`;
+      await work(part, controller.signal);
+      said.textContent = `${number((bar.value += size(part)))} of ${many(all)}`;
     }
   };
-  try {
-    await Promise.all(Array.from({ length: atOnce }, worker));
-  } catch (error) {
+  await Promise.all(Array.from({ length: atOnce }, worker)).catch((error) => {
     if (!stopped && !error.status) throw error;
     stopped ||= error.message;
-  }
+  });
   cancel = null;
   return stopped;
 }
-
 /** Ask for a file, or for lines that are pasted. */
 export async function open() {
   await settle();
@@ -158,13 +143,10 @@ export async function open() {
   input.focus();
 }
 
-function selectFor(id, label, options, value, onchange) {
-  const select = element("select", { id, ariaLabel: label }, options.map(([value, words]) => element("option", { value }, words)));
-  select.value = value;
-  select.onchange = () => onchange(select.value);
-  return select;
+function selectFor(id, ariaLabel, options, value, choose) {
+  const select = element("select", { id, ariaLabel }, options.map(([value, words]) => element("option", { value }, words)));
+  return Object.assign(select, { value, onchange: () => choose(select.value) });
 }
-
 /** Show the first rows as they would be stored, and the choices that make them so. */
 function preview(bytes, encoding, certain) {
   const rows = readRows(decode(bytes, encoding));
@@ -174,10 +156,6 @@ function preview(bytes, encoding, certain) {
   const named = titles.map((words, column) => [String(column), words || `Column ${column + 1}: ${example(column)}`]);
   const codes = ENCODINGS.map(([code, words]) => [code, `${words} (${code})`]);
   const line = (words, ...parts) => element("p", { className: "columns" }, element("b", {}, words), ...parts);
-  const reread = (code) => {
-    preview(bytes, code, false);
-    byId("encoding").focus();
-  };
   const choose = (name, at, value) => {
     columns[name].splice(at, 1, ...(value === "" ? [] : [Number(value)]));
     draw();
@@ -188,12 +166,17 @@ function preview(bytes, encoding, certain) {
     const choices = fields.map(({ name, label, kind }) => {
       // The name can have several columns: there is one choice more than it has.
       const places = name === table.title ? [...columns[name], ""] : [columns[name][0] ?? ""];
-      const options = (at) => [["", at ? "and …" : "(none)"], ...named];
-      const words = (at) => (at ? `${label}, then` : label);
-      const selects = places.map((column, at) => selectFor(`column-${name}-${at}`, words(at), options(at), column, (value) => choose(name, at, value)));
-      return line(kind === "email" ? "Address" : label, selects);
+      const select = (column, at) => {
+        const options = [["", at ? "and …" : "(none)"], ...named];
+        return selectFor(`column-${name}-${at}`, at ? `${label}, then` : label, options, column, (value) => choose(name, at, value));
+      };
+      return line(kind === "email" ? "Address" : label, places.map(select));
     });
-    if (!certain) choices.push(line("Letters", selectFor("encoding", "Encoding", codes, encoding, reread), "Are the names below right?"));
+    const letters = selectFor("encoding", "Encoding", codes, encoding, (code) => {
+      preview(bytes, code, false);
+      byId("encoding").focus();
+    });
+    if (!certain) choices.push(line("Letters", letters, "Are the names below right?"));
     const missing = fields.filter(({ required, name }) => required && !columns[name].length && !(name === "name" && key && titles.length === 1));
     const good = undecided(items).length;
     const go = button(`Check ${many(good)}`, () => check(items), "main");
@@ -204,7 +187,6 @@ function preview(bytes, encoding, certain) {
   };
   draw();
 }
-
 /** Return a table of items in a frame that scrolls. */
 function grid(label, items) {
   const shown = fields.filter(({ name }) => items.some(({ values }) => values[name] !== undefined));
@@ -218,13 +200,10 @@ function grid(label, items) {
   const table = element("table", {}, element("thead", {}, element("tr", {}, heads)), element("tbody", {}, items.map(row)));
   return element("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: label }, table);
 }
-
 /** Ask the API, and show what would happen. */
 async function check(items) {
-  const words = "Checking the list";
-  const why =
-    (await workOn(words, fields.some(({ to }) => to) ? undecided(items) : [], resolve)) ||
-    (await workOn(words, inLots(undecided(items)), (lot, signal) => send(lot, signal, true), 1));
+  let why = fields.some(({ to }) => to) ? await workOn("Finding what they refer to", undecided(items), resolve) : "";
+  why ||= await workOn("Checking the list", inLots(undecided(items)), (lot, signal) => send(lot, signal, true), 1);
   if (why) step("The check has stopped", [alert(why)], closing("Close"));
   else plan(items);
 }
@@ -238,7 +217,6 @@ function plan(items, why) {
   const go = words && button(words, () => run(items), "main");
   step("Nothing is stored yet", [alert(why), summary(items, "will be added")], closing("Cancel"), more, go);
 }
-
 /** Show what the list would change of rows that are there already. */
 async function prepareUpdates(items, taken) {
   const why = await workOn("Comparing", taken, async (item, signal) => {
@@ -249,16 +227,14 @@ async function prepareUpdates(items, taken) {
   });
   plan(items, why);
 }
-
 /** Store all that the API takes, and say how it went. */
 async function run(items) {
   const update = (item, signal) => {
     const request = { method: "PATCH", body: only(item.values, item.changes), version: item.old.version, signal };
     return outcome(item, "updated", call(`${table.path}${item.old.id}`, request));
   };
-  const updates = items.filter(({ changes }) => changes);
-  const add = (lot, signal) => send(lot, signal, false);
-  const why = (await workOn("Importing", inLots(undecided(items)), add, 1)) || (await workOn("Updating", updates, update));
+  let why = await workOn("Importing", inLots(undecided(items)), (lot, signal) => send(lot, signal, false), 1);
+  why ||= await workOn("Updating", items.filter(({ changes }) => changes), update);
   for (const item of items) if (!item.result || item.result === "will be updated") Object.assign(item, { result: "left out", why });
   report(why ? "The import has stopped" : "The import is done", items, why);
 }
@@ -272,7 +248,6 @@ function report(words, items, why) {
   step(words, [alert(why), summary(items, "added")], back, save, closing("Close", "main"));
   load(true);
 }
-
 /** Delete what an import added, and put back what it changed, unless it has changed since. */
 async function undo(items, done) {
   const back = (item, signal) => {
@@ -283,7 +258,6 @@ async function undo(items, done) {
   const why = await workOn("Undoing the import", done, back);
   report(why ? "The undo has stopped" : "The import is undone", items, why);
 }
-
 /** Return how many have which result, and the lines that there is something to say about. */
 function summary(items, good) {
   const counts = { [good]: 0, skipped: 0, refused: 0 };

@@ -4,7 +4,6 @@ import { byId, call, caller, drawn, element, listOf, many, need, picked, searche
 import { tables } from "./tables.js";
 
 document.head.append(element("link", { rel: "stylesheet", href: "more.css" }));
-
 /** Draw what stands above the list, as soon as the caller is known. */
 export function drawHeader() {
   const link = ({ name, many }) =>
@@ -17,7 +16,6 @@ export function drawHeader() {
   byId("me").replaceChildren(element("b", {}, caller.name), caller.writes ? " " : ", who may only read ", out);
   byId("me").hidden = !token;
 }
-
 /** Show a text until it is closed. */
 export function report(text) {
   const close = () => {
@@ -58,20 +56,17 @@ export function askForToken() {
 }
 
 // ---- Files and the clipboard
-
 /** Return a CSV file that spreadsheets open right: with a byte order mark, and no cell that they compute. */
 export function csv(titles, rows) {
   const safe = (value) => `"${String(value ?? "").replace(/^(?='*[=+\-@＝＋－＠\t])/, "'").replaceAll('"', '""')}"`;
   return new Blob(["\ufeff", ...[titles, ...rows].map((cells) => `${cells.map(safe)}\r\n`)], { type: "text/csv" });
 }
-
 /** Have the browser save a file. */
 export function download(name, blob) {
   const link = element("a", { href: URL.createObjectURL(blob), download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
-
 /** Save what is searched for. It is read here: a link cannot send a token, nor add a byte order mark. */
 export async function save(_, { target: { value: format } }) {
   byId("export").firstElementChild.focus();

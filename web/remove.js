@@ -10,7 +10,6 @@ let open = []; // those that can still be undone
 let timer;
 let sending = Promise.resolve();
 const said = (items) => (items.length === 1 ? `${titleOf(items[0])} is` : many(items.length));
-
 /** Hide rows now, and delete them later. */
 export function remove(...given) {
   const items = given.filter((item) => item?.id && !deleting.has(String(item.id)));
@@ -47,7 +46,6 @@ function start() {
   clearTimeout(timer);
   if (open.length) timer = setTimeout(flush, UNDO_SECONDS * 1000);
 }
-
 /** Show items again, which are not deleted after all. */
 function keep(items) {
   open = open.filter((item) => !items.includes(item));
@@ -60,7 +58,6 @@ function keep(items) {
   focusOn(items.at(-1).id);
   tell(`${said(items)} kept.`);
 }
-
 /** Delete now those that wait; return when they and those on their way are done. */
 export function flush() {
   const items = open;

@@ -1,20 +1,13 @@
 // Roster's page, a client of the API in the README. This module talks to the API and draws the list. The others load after the
 // first view: each button names a function that one of them exports.
-// Text from outside only ever becomes text (append, textContent), never HTML.
-
 export const byId = (id) => document.getElementById(id);
-
-/** Return a new element with these properties (or attributes, by a dash) and children; a falsy child is none. */
+/** Return a new element with these properties (or attributes, by a dash) and children: nodes, or text, which never becomes HTML. */
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (name.includes("-")) made.setAttribute(name, value);
-    else made[name] = value;
-  }
+  for (const [name, value] of Object.entries(properties)) name.includes("-") ? made.setAttribute(name, value) : (made[name] = value);
   made.append(...children.flat().filter((child) => child || child === 0));
   return made;
 }
-
 /** Show what is wrong for now, in the page and in each dialog: any of them may be on top. */
 const warn = (text) => document.querySelectorAll(".problem").forEach((place) => (place.textContent = text));
 /** Announce to a screen reader what the screen shows. */
@@ -27,7 +20,6 @@ export const day = (time) => DAY.format(new Date(time));
 export const minute = (time) => MINUTE.format(new Date(time));
 
 // ---- Talking to the API
-
 /** A request that the API refuses: a sentence, and for 409 and 422 the fields that are wrong. */
 class Refusal extends Error {
   constructor(status, detail, unsure) {
@@ -48,7 +40,6 @@ export const headers = ({ body, version }) => ({
   ...(body && { "Content-Type": "application/json" }),
   ...(version && { "If-Match": `"${version}"` }), // change nothing but the version seen
 });
-
 /** Wait some seconds, less if the network comes back or the signal says stop. */
 export const wait = (seconds, signal) =>
   new Promise((resolve) => {
@@ -56,12 +47,8 @@ export const wait = (seconds, signal) =>
     addEventListener("online", resolve, { once: true });
     signal?.addEventListener("abort", resolve, { once: true });
   });
-
-/**
- * Send a request; return the answer's JSON, or what `read` makes of the answer. Throws Refusal.
- * While the server is unreachable or busy, it says so and retries. An attempt without an answer may have been done all the same:
- * after one, Refusal says `unsure`.
- */
+/** Send a request; return the answer's JSON, or what `read` makes of the answer. Throws Refusal. While the server is unreachable or
+ * busy, it says so and retries. An attempt without an answer may have been done all the same: after one, Refusal says `unsure`. */
 export const call = (path, options = {}) => busy(send(path, options));
 
 async function send(path, { method, body, version, signal, read = (response) => response.json() }) {
@@ -69,8 +56,7 @@ async function send(path, { method, body, version, signal, read = (response) => 
     let reason = "No connection to Roster.";
     const used = token;
     try {
-      const request = { method, body: body && JSON.stringify(body), headers: headers({ body, version }), signal };
-      const response = await fetch(path, request);
+      const response = await fetch(path, { method, body: body && JSON.stringify(body), headers: headers({ body, version }), signal });
       if (response.status === 401) {
         if (token === used) await (await need("more")).askForToken();
         continue;
@@ -124,7 +110,6 @@ const report = async (text) => (await need("more")).report(text);
 export const settle = async () => deleting.size && (await need("remove")).flush();
 
 // ---- The list
-
 /** The table that the page shows. Users are drawn before the API's description of any table is here. */
 export const table = { name: "users", path: "users/", one: "person", many: "people", title: "name", email: "email", sort: "name" };
 export const deleting = new Map(); // items that wait for their undo, or for the answer to their DELETE
@@ -135,7 +120,6 @@ let next = null; // the cursor of the next page
 let total = null;
 let loading = null; // stops the request under way
 let sought = ""; // what the list shows, as a query
-
 export const find = (id) => drawn.get(String(id))?.node;
 export const visible = () => [...list.querySelectorAll("[data-id]:not([hidden])")];
 export const titleOf = (item) => String(item[table.title] ?? "").trim() || `#${item.id}`;
@@ -144,7 +128,6 @@ export const focusOn = (id) => (find(id)?.querySelector(".name") ?? byId("top"))
 export const listOf = (path, given) => `${path}?${new URLSearchParams(Object.entries(given).filter(([, value]) => value))}`;
 export const searched = () => byId("text").value.trim();
 const current = () => listOf(table.path, { q: searched(), sort: byId("sort").value });
-
 /** Show the list from its beginning, or else the page after the last one shown. */
 export async function load(fromStart) {
   if (loading && !fromStart) return;
@@ -187,7 +170,6 @@ async function countAll(signal) {
     if (!signal.aborted) throw error;
   }
 }
-
 /** Say how many are shown, after some were added or removed, or why there are none. */
 export function count(added = 0, problem = "") {
   if (total !== null) total += added;
@@ -213,19 +195,13 @@ function row(item) {
   const address = mail && element("a", { href: `mailto:${encodeURIComponent(mail).replace("%40", "@")}` }, mail);
   const name = element("button", { className: "name", "data-do": "edit", dir: "auto", ariaLabel: distinct }, title);
   const added = item.created_at && { dateTime: item.created_at, title: `Added ${minute(item.created_at)}` };
-  const node = element(
-    "li",
-    { hidden: deleting.has(id), "data-id": id },
-    element("label", {}, element("input", pick)),
-    face,
-    element("div", { className: "who" }, name, element("p", {}, address, table.details?.(item))),
-    added && element("time", added, day(item.created_at)),
-    element("p", { className: "act" }, mail && navigator.clipboard && action("Copy", "copy"), action("Edit", "edit"), action("Delete", "remove")),
-  );
+  const who = element("div", { className: "who" }, name, element("p", {}, address, table.details?.(item)));
+  const act = [mail && navigator.clipboard && action("Copy", "copy"), action("Edit", "edit"), action("Delete", "remove")];
+  const parts = [element("label", {}, element("input", pick)), face, who, added && element("time", added, day(item.created_at))];
+  const node = element("li", { hidden: deleting.has(id), "data-id": id }, parts, element("p", { className: "act" }, act));
   drawn.set(id, { item, node });
   return node;
 }
-
 /** Draw an item as it is stored, in its row or at the top. */
 export function redraw(item) {
   const old = find(item.id);
@@ -287,27 +263,23 @@ byId("sort").onchange = () => {
   load(true);
 };
 byId("search").onsubmit = (event) => event.preventDefault();
+byId("more").onclick = () => load();
+byId("clear").onclick = () => {
+  byId("text").value = "";
+  byId("text").focus();
+  byId("sort").onchange();
+};
 
 // ---- Buttons
 
-const HERE = {
-  more: () => load(),
-  clear() {
-    byId("text").value = "";
-    byId("text").focus();
-    byId("sort").onchange();
-  },
-};
 const MODULES = { add: "edit", edit: "edit", remove: "remove", open: "import" };
-
 addEventListener("click", async (event) => {
   const button = event.target.closest("[data-do]");
   if (button || !byId("export").contains(event.target)) byId("export").open = false;
   if (!button) return;
   const name = button.dataset.do;
   const { item } = drawn.get(button.closest("[data-id]")?.dataset.id) ?? {};
-  const run = HERE[name] ?? (await need(MODULES[name] ?? "more"))[name];
-  await run(item, event);
+  await (await need(MODULES[name] ?? "more"))[name](item, event);
 });
 byId("export").onkeydown = ({ key }) => {
   if (key !== "Escape" || !byId("export").open) return;

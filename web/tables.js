@@ -8,7 +8,6 @@ const full = (schema = {}) =>
   schema.$ref ? { ...full(schema.$ref.slice(2).split("/").reduce((node, key) => node[key], api)), ...schema } : schema;
 const schemaOf = (part) => full(part?.content?.["application/json"]?.schema);
 const words = (name) => name.replace(/([a-z])([A-Z])/g, "$1 $2").replace(/[_-]+/g, " ").toLowerCase();
-
 /** Return the field that a schema describes. One of a kind that the page does not know is only shown. */
 function field(name, given, required) {
   const kinds = (given.anyOf ?? given.allOf ?? [given]).map(full);
@@ -27,7 +26,6 @@ function field(name, given, required) {
 
 const fieldsOf = ({ properties = {}, required = [] }) =>
   Object.entries(properties).map(([name, given]) => field(name, given, required.includes(name)));
-
 /** Return the table at a path that has a list, create, change and delete; else undefined. */
 function describe(path) {
   const { get, post } = api.paths[path];
@@ -59,7 +57,6 @@ for (const field of tables.flatMap(({ create, change, read }) => [...create, ...
 }
 const users = tables.find(({ name }) => name === "users");
 if (users) Object.assign(table, Object.assign(users, table));
-
 /** Make another table the one that this page shows. */
 export function become(name) {
   const found = tables.find((other) => other.name === name);
@@ -77,10 +74,8 @@ export function become(name) {
   document.title = `Roster: ${table.many}`;
   for (const button of document.querySelectorAll("[data-do=add]")) button.textContent = `Add ${table.one}`;
 }
-
 /** Return the fields that a table's rows have for people, besides some. */
 export const others = (...but) => table.read.filter(({ name }) => !/^(id|version|created_at|updated_at)$/.test(name) && !but.includes(name));
-
 /** Return what a row says besides its title and address. */
 function details(item) {
   const said = others(table.title, table.email).filter(({ name }) => item[name] !== null && item[name] !== "");
@@ -90,14 +85,12 @@ function details(item) {
 const names = new Map();
 /** Return how a row of a table is called, in one line. */
 export const labelOf = (to, item) => `${item[to.title] ?? ""}, ${item[to.email] ?? `#${item.id}`}`;
-
 /** Return how the row of another table is called, when it is here. */
 export function nameOf(to, id) {
   const path = `${to.path}${id}`;
   if (!names.has(path)) names.set(path, call(path).then((item) => labelOf(to, item), () => `#${id}`));
   return names.get(path);
 }
-
 /** Return what to show of a value: a text, or a node that gets it. */
 export function text({ kind, to }, value) {
   if (value === null || value === undefined) return "";
@@ -109,7 +102,6 @@ export function text({ kind, to }, value) {
   nameOf(to, value).then((name) => (node.textContent = name));
   return node;
 }
-
 /** Return in a person's words what is wrong with a field; the API's are a programmer's. */
 export function inWords({ loc, type, msg }) {
   const { label, schema } = table.create.find(({ name }) => name === loc.at(-1)) ?? { label: "field", schema: {} };

@@ -1,7 +1,7 @@
 // Adding and editing an item, in a form made of the table's fields. The rules are the API's: it is asked, and its refusal is put in
 // words beside the field.
 
-import { byId, call, caller, deleting, drop, element, focusOn, listOf, minute, redraw, settle, table, tell, titleOf, wait } from "./roster.js";
+import { byId, call, caller, deleting, drop, element, focusOn, listOf, minute, redraw, settle, table, tell, titleOf } from "./roster.js";
 import { inWords, labelOf, nameOf, others, text } from "./tables.js";
 
 const editor = byId("editor");
@@ -11,7 +11,7 @@ let before = null; // the item as the person saw it; null: a new one
 let fields = []; // each with its input, and the text that this had
 let saving = null; // stops the request under way
 let warned = false;
-let left = Promise.resolve(); // settled when the URL of the item shown last is left
+let url = ""; // of the item that is open
 
 // ---- Fields: a value as the text of its input, and back
 
@@ -72,10 +72,8 @@ function searchFor(to, select) {
     typing = setTimeout(look, 150);
   };
   search.onkeydown = async (event) => {
-    if (event.key === "ArrowDown") select.focus();
     if (event.key !== "Enter") return;
     event.preventDefault(); // Enter takes the first that is found
-    clearTimeout(typing);
     select.value = (await look())?.id ?? select.value;
     select.size = 0;
   };
@@ -101,11 +99,9 @@ function draw(item) {
 
 export const add = () => edit(null);
 /** Open the form for an item, or for a new one (null). */
-export async function edit(item) {
-  await left;
-  if (editor.open && item && before?.id === item.id) return;
-  if (editor.open) editor.close();
-  await left;
+export function edit(item) {
+  if (editor.open && url === `#${item?.id}`) return;
+  close();
   before = item;
   warned = false;
   byId("editor-title").textContent = item ? `${caller.writes ? "Edit " : ""}${titleOf(item)}` : `Add a ${table.one}`;
@@ -115,7 +111,9 @@ export async function edit(item) {
   draw(item);
   compare(null);
   complain([]);
-  if (item && location.hash !== `#${item.id}`) history.pushState({ opened: true }, "", `#${item.id}`);
+  url = item ? `#${item.id}` : "";
+  // The entry that a closed form left behind is used again.
+  if (url && location.hash !== url) history[history.state?.closed ? "replaceState" : "pushState"](null, "", url);
   editor.showModal();
   fields[0]?.input.focus();
 }
@@ -140,7 +138,7 @@ async function save() {
   if (partial.length) return;
   const sent = fields.filter((field) => isChanged(field) || (!before && field.required));
   const body = Object.fromEntries(sent.map((field) => [field.name, fromText(field, textOf(field))]).filter(([, value]) => value !== undefined));
-  if (before && !sent.length) return editor.close();
+  if (before && !sent.length) return close();
   byId("save").textContent = "Saving…";
   saving = new AbortController();
   const { signal } = saving;
@@ -161,7 +159,7 @@ async function save() {
 function show(item) {
   for (const field of fields) field.was = textOf(field);
   redraw(item);
-  editor.close();
+  close();
   focusOn(item.id);
   tell(`${titleOf(item)} is saved.`);
 }
@@ -228,23 +226,25 @@ form.onsubmit = (event) => {
   event.preventDefault();
   save();
 };
-byId("cancel").onclick = () => editor.close();
-editor.oncancel = (event) => mayClose() || event.preventDefault();
+function close() {
+  if (url && location.hash === url) history.replaceState({ closed: true }, "", location.pathname + location.search);
+  editor.close();
+}
+
+byId("cancel").onclick = close;
+editor.oncancel = (event) => {
+  event.preventDefault();
+  if (mayClose()) close();
+};
 editor.onclose = () => {
   saving?.abort();
-  const elsewhere = before && location.hash !== `#${before.id}`;
-  if (!elsewhere && location.hash && history.state?.opened) {
-    left = Promise.race([new Promise((resolve) => addEventListener("popstate", resolve, { once: true })), wait(1)]);
-    history.back();
-  } else if (!elsewhere) history.replaceState(null, "", location.pathname + location.search);
-  if (document.activeElement !== document.body) return; // it is where it was before
-  if (before) focusOn(before.id);
-  else byId("add").focus();
+  // If the focus is not back where it was, that is gone.
+  if (document.activeElement === document.body) before ? focusOn(before.id) : byId("add").focus();
 };
 // The browser's Back closes the form, too.
 addEventListener("popstate", () => {
-  if (!editor.open || !before || location.hash === `#${before.id}`) return;
+  if (!editor.open || !url || location.hash === url) return;
   if (mayClose()) editor.close();
-  else history.pushState({ opened: true }, "", `#${before.id}`);
+  else history.pushState(null, "", url);
 });
 addEventListener("beforeunload", (event) => isDirty() && event.preventDefault());

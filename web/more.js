@@ -18,15 +18,16 @@ export function drawHeader() {
 }
 /** Show a text until it is closed. */
 export function report(text) {
-  const close = () => {
-    line.remove();
-    byId("undo").hidden = !byId("undo").childElementCount;
-    byId("top").focus();
-  };
-  const line = element("div", {}, element("span", { dir: "auto" }, text), element("button", { onclick: close }, "Close"));
-  byId("undo").append(line);
+  const close = element("button", { "data-do": "closeReport" }, "Close");
+  byId("undo").append(element("div", {}, element("span", { dir: "auto" }, text), close));
   byId("undo").hidden = false;
   tell(text);
+}
+
+export function closeReport(_, { target }) {
+  target.parentElement.remove();
+  byId("undo").hidden = !byId("undo").childElementCount;
+  byId("top").focus();
 }
 
 export function signOut() {

@@ -41,7 +41,7 @@ export const headers = ({ body, version }) => ({
   ...(version && { "If-Match": `"${version}"` }), // change nothing but the version seen
 });
 /** Wait some seconds, less if the network comes back or the signal says stop. */
-export const wait = (seconds, signal) =>
+const wait = (seconds, signal) =>
   new Promise((resolve) => {
     setTimeout(resolve, seconds * 1000);
     addEventListener("online", resolve, { once: true });

@@ -30,16 +30,17 @@ const fieldsOf = ({ properties = {}, required = [] }) =>
 function describe(path) {
   const { get, post } = api.paths[path];
   const base = path.replace(/\/$/, "");
-  const one = Object.entries(api.paths).find(([other, { patch }]) => patch && other.startsWith(`${base}/{`) && /}$/.test(other))?.[1];
+  const one = Object.keys(api.paths).find((other) => other.startsWith(base) && /^\/\{[^/]*\}$/.test(other.slice(base.length)));
   const page = schemaOf(get?.responses[200]).properties;
-  if (path.includes("{") || !page?.items || !page.next || !post || !one?.delete) return undefined;
-  const body = post.requestBody.content["application/json"].schema;
+  const body = post?.requestBody?.content["application/json"]?.schema;
+  if (path.includes("{") || !page?.items || !page.next || !body || !api.paths[one]?.patch || !api.paths[one].delete) return undefined;
   const create = fieldsOf(full(body));
   const texts = create.filter(({ kind }) => kind === "text");
   const name = base.slice(1);
+  const many = words(name.split("/").at(-1));
   return {
-    ...{ name, path: path.slice(1), many: words(name), one: words(body.$ref?.match(/(\w+?)(Create)?$/)[1] ?? name) },
-    ...{ create, change: fieldsOf(schemaOf(one.patch.requestBody)), read: fieldsOf(full(full(page.items).items)) },
+    ...{ name, path: path.slice(1), many, one: words(body.$ref?.match(/(\w+?)(Create)?$/)[1] ?? many) },
+    ...{ create, change: fieldsOf(schemaOf(api.paths[one].patch.requestBody)), read: fieldsOf(full(full(page.items).items)) },
     parameters: Object.fromEntries((get.parameters ?? []).map(({ name, schema }) => [name, full(schema)])),
     title: (texts.find((field) => /^(name|title)$/.test(field.name)) ?? texts[0])?.name,
     email: create.find(({ kind }) => kind === "email")?.name,
@@ -51,7 +52,7 @@ export const tables = Object.keys(api.paths).map(describe).filter(Boolean);
 tables.sort((a, b) => (b.name === "users") - (a.name === "users"));
 // A reference says which table it is to, or is named after one.
 for (const field of tables.flatMap(({ create, change, read }) => [...create, ...change, ...read]).filter(({ to }) => to)) {
-  const to = field.to.replaceAll("/", "");
+  const to = field.to.replace(/^\/|\/$/g, "");
   field.to = tables.find(({ name }) => [to, `${to}s`, `${to}es`].includes(name));
   if (!field.to) field.kind = { integer: "number", string: "text" }[field.schema.type] ?? "other";
 }

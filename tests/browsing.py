@@ -1,7 +1,7 @@
 """A browser for tests: fixtures, and words for what a person does on the page.
 
-A test module takes the fixtures by ``pytest_plugins = ["browsing"]``. It imports the words before that,
-hence PYTEST_DONT_REWRITE.
+A test module takes the fixtures by ``pytest_plugins = ["browsing"]``. It has imported the words by
+then, hence PYTEST_DONT_REWRITE.
 """
 
 import os

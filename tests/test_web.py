@@ -147,9 +147,8 @@ def test_search_as_you_type_finds_any_part_of_a_name_or_an_address(
     expect(shown(page)).to_have_text(["Grace Hopper"])
     search(page, "xyz")
     expect(page.locator("#nobody")).to_have_text("No people found.")
-    button(page, "Clear the search").click()
+    search(page, "")
     expect(rows(page)).to_have_count(3)
-    expect(page.get_by_role("searchbox")).to_be_focused()
 
 
 @on_sqlite
@@ -612,9 +611,12 @@ def test_lost_connection_is_said_and_healed_and_nothing_typed_is_lost(
     client: httpx.Client, page: Page
 ) -> None:
     page.context.set_offline(True)
-    button(page, "Add person").click()  # its module is not loaded yet
+    button(page, "Import").click()  # its module is not loaded yet
     expect(page.locator("body > .problem")).to_have_text("No connection to Roster. Retrying.")
     page.context.set_offline(False)
+    expect(page.get_by_role("dialog", name="Import people")).to_be_visible()
+    page.keyboard.press("Escape")
+    button(page, "Add person").click()
     fill(page, "Ada", "ada@example.com")
     page.context.set_offline(True)
     button(page, "Save").click()
@@ -733,7 +735,7 @@ def test_token_is_asked_for_once_and_kept_for_the_tab(
         expect(shown(page)).to_have_text(["Ada"])
         page.reload()
         expect(shown(page)).to_have_text(["Ada"])
-        page.locator("#export summary").click()
+        page.locator("#export").click()
         with page.expect_download() as download:
             page.get_by_role("button", name="JSONL").click()
         assert json.loads(download.value.path().read_text())["name"] == "Ada"
@@ -871,7 +873,7 @@ def test_phone_shows_all_without_scrolling_sideways(
 
     expect(rows(page)).to_have_count(1)
     assert fits()
-    page.locator("#export summary").tap()
+    page.locator("#export").tap()
     assert fits()
     page.keyboard.press("Escape")
     act(page, "Edit", "W" * 100).tap()
@@ -900,7 +902,7 @@ def test_screen_reader_has_a_name_for_everything(client: httpx.Client, page: Pag
         - banner:
           - heading "Roster" [level=1]
           - button "Import"
-          - group: Export
+          - button "Export"
           - button "Add person"
         - status
         - main:

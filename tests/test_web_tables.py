@@ -8,8 +8,20 @@ from typing import Any
 
 import httpx
 import pytest
-from browsing import act, button, check_file, choose_file, field, figures, notes, on_sqlite
-from browsing import rows, save, search, shown
+from browsing import (
+    act,
+    button,
+    check_file,
+    choose_file,
+    field,
+    figures,
+    notes,
+    on_sqlite,
+    rows,
+    save,
+    search,
+    shown,
+)
 from conftest import Server, serve, wait_until
 from databases import Database
 from playwright.sync_api import Page, expect
@@ -251,7 +263,7 @@ def test_export_is_the_tables_own(api: httpx.Client, page: Page) -> None:
     page.reload()
     search(page, "engine")
     expect(rows(page)).to_have_count(1)
-    page.locator("#export summary").click()
+    page.locator("#export").click()
     with page.expect_download() as download:
         button(page, "JSONL, for a program").click()
     assert download.value.suggested_filename == "projects.jsonl"

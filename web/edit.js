@@ -12,23 +12,19 @@ let fields = []; // each with its input, and the text that this had
 let saving = null; // stops the request under way
 let warned = false;
 let url = ""; // of the item that is open
-
-// ---- Fields: a value as the text of its input, and back
-
+/** Return a value as the text of its field's input; fromText() is the way back. */
 function toText({ kind }, value) {
   if (value === null || value === undefined) return "";
   // As an input has it: local, without seconds.
   const local = (time) => new Date(time - time.getTimezoneOffset() * 60_000).toISOString().slice(0, 16);
   return kind === "moment" ? local(new Date(value)) : String(value).replace(/\r\n?/g, "\n");
 }
-
 function fromText({ kind, nullable, options, schema }, text) {
   if (text === "") return nullable ? null : /text|email/.test(kind) ? "" : undefined;
   if (/choice|yesno/.test(kind)) return options.find((option) => String(option) === text);
   if (kind === "moment") return new Date(text).toISOString();
   return (kind === "number" && !schema.exact) || kind === "reference" ? Number(text) : text;
 }
-
 const textOf = ({ input }) => (input.type === "checkbox" ? String(input.checked) : input.value);
 const isChanged = (field) => textOf(field) !== field.was;
 const isDirty = () => editor.open && fields.some(isChanged);
@@ -80,7 +76,6 @@ function searchFor(to, select) {
   select.onchange = () => (select.size = 0);
   return search;
 }
-/** Draw the fields with an item's values, and as text what cannot be changed. */
 function draw(item) {
   fields = (before ? table.change : table.create).filter(({ kind }) => kind !== "other").map((field) => ({ ...field }));
   byId("fields").replaceChildren();
@@ -94,9 +89,6 @@ function draw(item) {
   const fixed = before ? others(...fields.map(({ name }) => name)) : [];
   byId("fields").append(...fixed.map((field) => element("p", {}, element("b", {}, `${field.label}: `), text(field, before[field.name]))));
 }
-
-// ---- The dialog
-
 export const add = () => edit(null);
 /** Open the form for an item, or for a new one (null). */
 export function edit(item) {
@@ -155,7 +147,6 @@ async function save() {
   await settle(); // what it conflicts with was about to be deleted
   save();
 }
-/** Close the form, and show an item in the list as it is stored. */
 function show(item) {
   for (const field of fields) field.was = textOf(field);
   redraw(item);
@@ -163,7 +154,6 @@ function show(item) {
   focusOn(item.id);
   tell(`${titleOf(item)} is saved.`);
 }
-/** Make the best of a refusal. */
 async function recover(error, body, signal) {
   const same = (item) => item && Object.entries(body).every(([name, value]) => item[name] === (value?.trim?.() ?? value));
   try {
@@ -221,25 +211,27 @@ function mayClose() {
   byId("editor-problem").textContent = "This is not saved. Press Escape once more to discard it.";
   return false;
 }
-
 form.onsubmit = (event) => {
   event.preventDefault();
   save();
 };
 function close() {
   if (url && location.hash === url) history.replaceState({ closed: true }, "", location.pathname + location.search);
-  editor.close();
+  if (editor.open) editor.close();
 }
-
 byId("cancel").onclick = close;
 editor.oncancel = (event) => {
   event.preventDefault();
   if (mayClose()) close();
 };
 editor.onclose = () => {
+  if (editor.open) return; // already for another item
+  close(); // browsers do not ask a second time
   saving?.abort();
   // If the focus is not back where it was, that is gone.
-  if (document.activeElement === document.body) before ? focusOn(before.id) : byId("add").focus();
+  if (document.activeElement !== document.body && !editor.contains(document.activeElement)) return;
+  if (before) focusOn(before.id);
+  else byId("add").focus();
 };
 // The browser's Back closes the form, too.
 addEventListener("popstate", () => {

@@ -14,7 +14,6 @@ const NO_LIST = [
   [/^(\xef\xbb\xbf)?\s*(\{\s*"|\[\s*[{"[])/, "This is JSON, which is for programs: export the list as CSV instead."],
 ];
 const NO_TEXT = `This is not a text file: open it in the program that made it, ${csv}`;
-
 // Name, label, and the languages of a browser that make it the first guess. Else the first that fits best is taken.
 export const ENCODINGS = [
   ["windows-1252", "Western European", /^(de|fr|es|it|pt|nl|sv|da|nb|fi)/],
@@ -32,7 +31,6 @@ export const ENCODINGS = [
 // Browsers do not know it. It begins at byte 128.
 const IBM850 =
   "ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜø£Ø×ƒáíóúñÑªº¿®¬½¼¡«»░▒▓│┤ÁÂÀ©╣║╗╝¢¥┐└┴┬├─┼ãÃ╚╔╩╦╠═╬¤ðÐÊËÈıÍÎÏ┘┌█▄¦Ì▀ÓßÔÒõÕµþÞÚÛÙýÝ¯´\u00ad±‗¾¶§÷¸°¨·¹³²■\u00a0";
-
 // What a name does not have: control characters; a sign in a word; a capital after a small letter; two scripts in
 // a word; many accents in a row; letters of small languages, which the bytes of larger ones look like.
 const ODD = [
@@ -121,7 +119,6 @@ function addressList(text) {
 }
 
 // ---- Columns, by their titles without accents, case and signs. What ends in * may be part of a longer title.
-
 const TITLES = {
   first: "first, fname, first name*, given name*, forename*, vorname*, rufname, prénom*, nombre, nombres, nome, primeiro nome, voornaam*, roepnaam, imię, jméno, křestní jméno, meno, keresztnév, utónév, förnamn*, fornavn*, etunimi, eesnimi, ad, adı, isim, prenume, ime, όνομα, имя, ім'я, име, vārds, vardas, 名, שם פרטי, الاسم الأول",
   middle: "middle name*, additional name, weitere vornamen, zweiter vorname, segundo nombre, tussenvoegsel*, отчество, по батькові, mellannamn, mellemnavn, mellomnavn",
@@ -135,7 +132,6 @@ const TITLES = {
 const BESIDE = /phonetic|yomi|compan|firma|organi[sz]|manager|assist|typ$|type$|label|status|opt|consent|verified|date|angezeigt|2|3|second|zweit|sekund|alternat|other|count|domain|parent|recovery/;
 const NO_NAME = /user|login|nick|file|event|ticket|product|venue|group|list|street|spitzname|messenger|screen/;
 const LAST_FIRST = /^(vezetek|csalad|姓|성)/; // in these languages the last name goes first
-
 const plain = (title) => title.replace(/[[(].*?[\])]/g, "").normalize("NFKD").toLowerCase().replace(/[^\p{L}\p{N}]/gu, "").replaceAll("ı", "i");
 const ROLES = Object.entries(TITLES).flatMap(([role, titles]) => titles.split(", ").map((title) => [role, plain(title), title.endsWith("*")]));
 /** Return what a column's title says that it holds: the whole title, or else the longest word in it. */
@@ -179,7 +175,6 @@ export function guessColumns(rows, fields) {
   if (mail && columns.name) columns.name = nameColumns(titles, below, columns[mail.name]);
   return { header: rows[at]?.line, titles, rows: below, columns };
 }
-
 function nameColumns(titles, rows, mail) {
   const found = {};
   titles.forEach((title, column) => title && (found[role(title)] ??= column));
@@ -196,7 +191,6 @@ function nameColumns(titles, rows, mail) {
 }
 
 // ---- Values
-
 const ADDRESS = /[^\s<>()[\]"',;:|@]+@[^\s<>()[\]"',;:|@]+\.[^\s<>()[\]"',;:|@.]+/;
 // Zero-width characters, soft hyphens, marks of direction. Joiners belong to some languages' names.
 const INVISIBLE = /[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g;
@@ -214,7 +208,6 @@ function nameBeside(text, address) {
   if (/\p{L}/u.test(beside)) return beside.replace(/^(["'])(.*)\1$/, "$2");
   return address.replace(/[+@].*/, "").replace(/[._-]+/g, " ").trim().replace(/(^| )\p{Ll}/gu, (start) => start.toUpperCase());
 }
-
 const YES = /^(yes|y|true|1|x|✓|ja|j|oui|o|vrai|wahr|sí|si|s|tak|да)$/i;
 const NO = /^(no|n|false|0|nein|non|faux|falsch|nie|нет)$/i;
 /** Return what the API takes for a field of this kind, if the text means one, or else the text. */

@@ -9,9 +9,6 @@ const [LOT, SHOWN] = [500, 100]; // rows in a request, which can be 1000 and 1 M
 const fields = table.create.filter(({ kind }) => kind !== "other");
 // What no two rows share, and the list can be asked for.
 const key = fields.find(({ kind, name }) => kind === "email" && table.parameters[name])?.name;
-
-// ---- Asking the API
-
 const undecided = (items) => items.filter(({ result }) => !result);
 const only = (values, names) => Object.fromEntries(names.map((name) => [name, values[name]]));
 const inLots = (items) => Array.from({ length: Math.ceil(items.length / LOT) }, (_, at) => items.slice(at * LOT, (at + 1) * LOT));
@@ -48,7 +45,6 @@ async function send(lot, signal, dry) {
     if (!decided) throw answer; // sent again, it would be refused again
   }
 }
-/** Return the row that has an item's key. */
 const read = async ({ values }, signal) => (await call(listOf(table.path, { [key]: values[key] }), { signal })).items[0];
 const differing = ({ values }, stored) => Object.keys(values).filter((name) => name !== key && stored[name] !== values[name]);
 /** Find the rows that an item refers to by words. */
@@ -69,23 +65,18 @@ async function outcome(item, result, request) {
     Object.assign(item, error.status === 404 ? { result } : { result: "refused", why: error.status === 412 ? changed : error.message });
   }
 }
-
-// ---- The dialog
-
 const title = element("h2", { id: "importer-title", tabIndex: -1 });
 const content = element("div", { className: "import" });
 const dialog = element("dialog", { "aria-labelledby": title.id }, title, element("p", { className: "problem", role: "status" }), content);
 document.body.append(dialog);
 let cancel = null; // stops what is under way
 let take = null; // takes a file that is chosen or dropped
-/** Show one step of the import: its title, what is in it, its buttons. */
 function step(words, parts, ...buttons) {
   title.textContent = words;
   content.replaceChildren(...parts.flat().filter(Boolean), element("footer", {}, buttons));
   if (!dialog.open) dialog.showModal();
   title.focus();
 }
-
 const button = (words, onclick, className = "") => element("button", { onclick, className }, words);
 const closing = (words, className) => button(words, () => dialog.close(), className);
 const alert = (words) => words && element("p", { className: "wrong", role: "alert" }, words);
@@ -142,7 +133,6 @@ export async function open() {
   step(`Import ${table.many}`, parts, closing("Cancel"), button("Read these lines", () => take(new Blob([pasted.value])), "main"));
   input.focus();
 }
-
 function selectFor(id, ariaLabel, options, value, choose) {
   const select = element("select", { id, ariaLabel }, options.map(([value, words]) => element("option", { value }, words)));
   return Object.assign(select, { value, onchange: () => choose(select.value) });
@@ -200,14 +190,12 @@ function grid(label, items) {
   const table = element("table", {}, element("thead", {}, element("tr", {}, heads)), element("tbody", {}, items.map(row)));
   return element("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: label }, table);
 }
-/** Ask the API, and show what would happen. */
 async function check(items) {
   let why = fields.some(({ to }) => to) ? await workOn("Finding what they refer to", undecided(items), resolve) : "";
   why ||= await workOn("Checking the list", inLots(undecided(items)), (lot, signal) => send(lot, signal, true), 1);
   if (why) step("The check has stopped", [alert(why)], closing("Close"));
   else plan(items);
 }
-
 function plan(items, why) {
   const fresh = undecided(items).length;
   const updates = items.filter(({ changes }) => changes).length;
@@ -238,7 +226,6 @@ async function run(items) {
   for (const item of items) if (!item.result || item.result === "will be updated") Object.assign(item, { result: "left out", why });
   report(why ? "The import has stopped" : "The import is done", items, why);
 }
-
 function report(words, items, why) {
   const titles = ["line", ...fields.map(({ name }) => name), "result", "why"];
   const cells = (item) => [item.line, ...fields.map(({ name }) => item.values[name]), item.result, item.why];
@@ -267,7 +254,6 @@ function summary(items, good) {
   const more = noted.length > SHOWN && element("p", {}, `And ${number(noted.length - SHOWN)} more, in the report.`);
   return [element("ul", { className: "figures" }, figures), noted.length && grid("Lines with a note", noted.slice(0, SHOWN)), more];
 }
-
 dialog.ondragover = (event) => event.preventDefault();
 // Anywhere: a file that misses its place would open instead of the page.
 dialog.ondrop = (event) => {

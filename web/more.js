@@ -16,25 +16,21 @@ export function drawHeader() {
   byId("me").replaceChildren(element("b", {}, caller.name), caller.writes ? " " : ", who may only read ", out);
   byId("me").hidden = !token;
 }
-/** Show a text until it is closed. */
 export function report(text) {
   const close = element("button", { "data-do": "closeReport" }, "Close");
   byId("undo").append(element("div", {}, element("span", { dir: "auto" }, text), close));
   byId("undo").hidden = false;
   tell(text);
 }
-
 export function closeReport(_, { target }) {
   target.parentElement.remove();
   byId("undo").hidden = !byId("undo").childElementCount;
   byId("top").focus();
 }
-
 export function signOut() {
   sessionStorage.removeItem("token");
   location.reload();
 }
-
 let asking = null;
 /** Ask for a token, once for all requests that want one. */
 export function askForToken() {
@@ -55,14 +51,11 @@ export function askForToken() {
   });
   return asking;
 }
-
-// ---- Files and the clipboard
 /** Return a CSV file that spreadsheets open right: with a byte order mark, and no cell that they compute. */
 export function csv(titles, rows) {
   const safe = (value) => `"${String(value ?? "").replace(/^(?='*[=+\-@＝＋－＠\t])/, "'").replaceAll('"', '""')}"`;
   return new Blob(["\ufeff", ...[titles, ...rows].map((cells) => `${cells.map(safe)}\r\n`)], { type: "text/csv" });
 }
-/** Have the browser save a file. */
 export function download(name, blob) {
   const link = element("a", { href: URL.createObjectURL(blob), download: name });
   link.click();
@@ -70,14 +63,12 @@ export function download(name, blob) {
 }
 /** Save what is searched for. It is read here: a link cannot send a token, nor add a byte order mark. */
 export async function save(_, { target: { value: format } }) {
-  byId("export").firstElementChild.focus();
   await settle();
   tell("The export is under way.");
   const file = await call(listOf(`${table.path}export`, { format, q: searched() }), { read: (response) => response.blob() });
   const mark = format === "csv" && (await file.slice(0, 3).text()) ? ["\ufeff"] : []; // text() leaves a mark out
   download(`${table.name}.${format}`, new Blob([...mark, file], { type: file.type }));
 }
-
 async function copyText(text, what, { target }) {
   await navigator.clipboard.writeText(text);
   tell(`${what} copied.`);
@@ -85,13 +76,8 @@ async function copyText(text, what, { target }) {
   target.textContent = "Copied";
   setTimeout(() => (target.textContent = textContent), 2000);
 }
-
 export const copy = (item, event) => copyText(item[table.email], item[table.email], event);
-
-// ---- Several at once
-
 let last = null; // the row that was selected last: with Shift, all up to it are
-
 export function pick(_, { target, shiftKey }) {
   const rows = visible();
   const node = target.closest("[data-id]");
@@ -99,7 +85,6 @@ export function pick(_, { target, shiftKey }) {
   choose(shiftKey && from >= 0 ? rows.slice(from, to + 1) : [node], target.checked);
   last = node;
 }
-
 function choose(nodes, checked) {
   for (const node of nodes) {
     node.querySelector("input").checked = checked;
@@ -108,7 +93,6 @@ function choose(nodes, checked) {
   }
   showPicked();
 }
-
 export function showPicked() {
   const said = picked.size ? `${many(picked.size)} selected` : "";
   byId("picked").firstElementChild.textContent = said;
@@ -117,17 +101,14 @@ export function showPicked() {
   byId("count").hidden = Boolean(said);
   if (said) tell(said);
 }
-
 export function pickNone() {
   picked.clear();
   choose(visible(), false);
   byId("top").focus();
 }
-
 const all = () => [...picked.values()];
 export const removePicked = async () => (await need("remove")).remove(...all());
 export const copyPicked = (_, event) => copyText(all().map((item) => item[table.email]).join("; "), `Addresses of ${many(picked.size)}`, event);
-
 export async function savePicked() {
   await settle();
   const titles = table.read.map(({ name }) => name);

@@ -10,7 +10,6 @@ let open = []; // those that can still be undone
 let timer;
 let sending = Promise.resolve();
 const said = (items) => (items.length === 1 ? `${titleOf(items[0])} is` : many(items.length));
-/** Hide rows now, and delete them later. */
 export function remove(...given) {
   const items = given.filter((item) => item?.id && !deleting.has(String(item.id)));
   if (!items.length) return;
@@ -31,7 +30,6 @@ export function remove(...given) {
   start();
   tell(`${said(open)} deleted. Control Z undoes it.`);
 }
-
 function draw() {
   const focused = notice.contains(document.activeElement);
   notice.querySelector(".undo")?.remove();
@@ -41,12 +39,10 @@ function draw() {
   if (focused) (notice.querySelector("button") ?? byId("top")).focus();
   count();
 }
-
 function start() {
   clearTimeout(timer);
   if (open.length) timer = setTimeout(flush, UNDO_SECONDS * 1000);
 }
-/** Show items again, which are not deleted after all. */
 function keep(items) {
   open = open.filter((item) => !items.includes(item));
   for (const { id } of items) {
@@ -65,7 +61,6 @@ export function flush() {
   draw();
   return (sending = Promise.all([sending, ...items.map(send)]));
 }
-
 async function send(item) {
   try {
     await call(`${table.path}${item.id}`, { method: "DELETE", version: item.version });
@@ -78,7 +73,6 @@ async function send(item) {
   deleting.delete(String(item.id));
   if (find(item.id)) drop(item.id);
 }
-
 // On the way to the button, there is all the time it takes.
 for (const event of ["pointerenter", "focusin"]) notice.addEventListener(event, () => clearTimeout(timer));
 for (const event of ["pointerleave", "focusout"]) notice.addEventListener(event, start);
@@ -86,8 +80,8 @@ addEventListener("pagehide", () => {
   for (const { id, version } of open) fetch(`${table.path}${id}`, { method: "DELETE", headers: headers({ version }), keepalive: true });
   open = [];
 });
-// Browsers let a page that is left send a few requests, not many.
-addEventListener("beforeunload", (event) => open.length > 15 && event.preventDefault());
+// Chromium lets a page that is left send some 250 requests.
+addEventListener("beforeunload", (event) => open.length > 100 && event.preventDefault());
 addEventListener("keydown", (event) => {
   // In a field with text, it undoes the typing.
   if (event.key === "z" && (event.ctrlKey || event.metaKey) && open.length && !/text|search/.test(event.target.type)) keep([open.at(-1)]);

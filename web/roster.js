@@ -20,21 +20,16 @@ export const day = (time) => DAY.format(new Date(time));
 export const minute = (time) => MINUTE.format(new Date(time));
 
 // ---- Talking to the API
-/** A request that the API refuses: a sentence, and for 409 and 422 the fields that are wrong. */
-class Refusal extends Error {
-  constructor(status, detail, unsure) {
-    const fields = Array.isArray(detail) ? detail : [];
-    super(fields.length ? "Some of this cannot be stored." : detail);
-    Object.assign(this, { status, fields, unsure });
-  }
+/** Return the error of a request that the API refuses: a sentence, and for 409 and 422 the fields that are wrong. */
+function refusal(status, detail, unsure) {
+  const fields = Array.isArray(detail) ? detail : [];
+  return Object.assign(new Error(fields.length ? "Some of this cannot be stored." : detail), { status, fields, unsure });
 }
-
 // In this tab only, and only until it is closed.
 export let token = sessionStorage.getItem("token");
 export const useToken = (text) => sessionStorage.setItem("token", (token = text));
 // As the API says it: "X-Caller: bob;access=read". Without tokens, there is only one.
 export const caller = { name: "", writes: true };
-
 export const headers = ({ body, version }) => ({
   ...(token && { Authorization: `Bearer ${token}` }),
   ...(body && { "Content-Type": "application/json" }),
@@ -47,10 +42,9 @@ const wait = (seconds, signal) =>
     addEventListener("online", resolve, { once: true });
     signal?.addEventListener("abort", resolve, { once: true });
   });
-/** Send a request; return the answer's JSON, or what `read` makes of the answer. Throws Refusal. While the server is unreachable or
- * busy, it says so and retries. An attempt without an answer may have been done all the same: after one, Refusal says `unsure`. */
+/** Send a request; return the answer's JSON, or what `read` makes of the answer. Throws a refusal. While the server is unreachable or
+ * busy, it says so and retries. An attempt without an answer may have been done all the same: after one, a refusal says `unsure`. */
 export const call = (path, options = {}) => busy(send(path, options));
-
 async function send(path, { method, body, version, signal, read = (response) => response.json() }) {
   for (let pause = 1, unsure = false; ; pause = Math.min(pause * 2, 8)) {
     let reason = "No connection to Roster.";
@@ -70,10 +64,10 @@ async function send(path, { method, body, version, signal, read = (response) => 
       if (![429, 502, 503, 504].includes(response.status)) {
         warn("");
         if (response.ok) return answer;
-        throw new Refusal(response.status, reason, unsure);
+        throw refusal(response.status, reason, unsure);
       }
     } catch (error) {
-      if (error instanceof Refusal || signal?.aborted) throw error;
+      if (error.status || signal?.aborted) throw error;
     }
     unsure = true;
     warn(`${reason.replace(/ (Try again|Retry)\.$/, "")} Retrying. What you typed is kept.`);
@@ -81,18 +75,15 @@ async function send(path, { method, body, version, signal, read = (response) => 
     signal?.throwIfAborted();
   }
 }
-
 let waiting = 0;
 /** Show that something is under way; the style sheet does so only once it takes long. */
 function busy(promise) {
   byId("busy").hidden = !(waiting += 1);
   return promise.finally(() => (byId("busy").hidden = !(waiting -= 1)));
 }
-
 const modules = {};
 /** Return a module as soon as there is a connection. */
 export const need = (name) => (modules[name] ??= busy(fetchModule(name, "")));
-
 async function fetchModule(name, again) {
   try {
     return await import(`./${name}.js${again}`);
@@ -104,7 +95,6 @@ async function fetchModule(name, again) {
     return fetchModule(name, `?${Date.now()}`).finally(() => warn(""));
   }
 }
-
 const report = async (text) => (await need("more")).report(text);
 /** Send the deletions that wait for their undo. */
 export const settle = async () => deleting.size && (await need("remove")).flush();
@@ -149,7 +139,7 @@ export async function load(fromStart) {
     list.replaceChildren(byId("undo"));
     drawn.clear();
     total = null;
-    if (next) countAll(signal);
+    if (next) countAll(signal).catch((error) => signal.aborted || report(error.message));
   }
   // A row that was just added is at the top already.
   const rows = page.items.filter(({ id }) => !find(id)).map(row);
@@ -161,14 +151,9 @@ export async function load(fromStart) {
   end.disconnect();
   end.observe(byId("more"));
 }
-
 async function countAll(signal) {
-  try {
-    total = (await call(listOf(table.path, { q: searched(), limit: 1, total: true }), { signal })).total;
-    count();
-  } catch (error) {
-    if (!signal.aborted) throw error;
-  }
+  total = (await call(listOf(table.path, { q: searched(), limit: 1, total: true }), { signal })).total;
+  count();
 }
 /** Say how many are shown, after some were added or removed, or why there are none. */
 export function count(added = 0, problem = "") {
@@ -180,9 +165,7 @@ export function count(added = 0, problem = "") {
   byId("none").hidden = !problem && Boolean(shown || next);
   byId("nobody").textContent = problem || `No ${table.many} ${searched() ? "found" : "yet"}.`;
   byId("start").hidden = Boolean(problem || searched());
-  byId("clear").hidden = !searched();
 }
-
 function row(item) {
   const id = String(item.id);
   const title = titleOf(item);
@@ -192,7 +175,7 @@ function row(item) {
   const pick = { type: "checkbox", checked: picked.has(id), "data-do": "pick", ariaLabel: `Select ${distinct}` };
   const face = element("span", { className: "face", ariaHidden: "true" }, [...title][0].toUpperCase());
   face.style.setProperty("--hue", (item.id * 67) % 360);
-  const address = mail && element("a", { href: `mailto:${encodeURIComponent(mail).replace("%40", "@")}` }, mail);
+  const address = mail && element("a", { href: `mailto:${encodeURIComponent(mail).replace("%40", "@")}` }, mail.split(/(?<=@)/).flatMap((part) => [part, element("wbr")]));
   const name = element("button", { className: "name", "data-do": "edit", dir: "auto", ariaLabel: distinct }, title);
   const added = item.created_at && { dateTime: item.created_at, title: `Added ${minute(item.created_at)}` };
   const who = element("div", { className: "who" }, name, element("p", {}, address, table.details?.(item)));
@@ -202,38 +185,32 @@ function row(item) {
   drawn.set(id, { item, node });
   return node;
 }
-/** Draw an item as it is stored, in its row or at the top. */
 export function redraw(item) {
   const old = find(item.id);
   if (old) old.replaceWith(row(item));
   else list.prepend(row(item));
   count(old ? 0 : 1);
 }
-
 export function drop(id) {
   find(id)?.remove();
   drawn.delete(String(id));
   count(-1);
 }
-
 // Of several entries, the last is the present state.
 const end = new IntersectionObserver((entries) => entries.at(-1).isIntersecting && next && load(), { rootMargin: "1200px" });
 
 // ---- The URL says what is sought, and which item is open (edit.js)
-
 function readUrl() {
   const given = new URLSearchParams(location.search);
   byId("text").value = given.get("q") ?? "";
   byId("sort").value = given.get("sort") ?? table.sort;
   if (byId("sort").selectedIndex < 0) byId("sort").value = table.sort;
 }
-
 function writeUrl(replace) {
   const sort = byId("sort").value;
   const url = listOf(location.pathname, { q: searched(), sort: sort !== table.sort && sort, table: table.name !== "users" && table.name });
   history[replace ? "replaceState" : "pushState"](null, "", url.replace(/\?$/, ""));
 }
-
 async function openLinked() {
   const id = location.hash.slice(1);
   if (!/^[1-9][0-9]*$/.test(id)) return;
@@ -245,7 +222,6 @@ async function openLinked() {
     report(error.status === 404 ? `The ${table.one} of this link does not exist. It may have been deleted.` : error.message);
   }
 }
-
 addEventListener("popstate", () => {
   readUrl();
   if (current() !== sought) load(true);
@@ -264,31 +240,18 @@ byId("sort").onchange = () => {
 };
 byId("search").onsubmit = (event) => event.preventDefault();
 byId("more").onclick = () => load();
-byId("clear").onclick = () => {
-  byId("text").value = "";
-  byId("text").focus();
-  byId("sort").onchange();
-};
 
 // ---- Buttons
-
 const MODULES = { add: "edit", edit: "edit", remove: "remove", open: "import" };
 addEventListener("click", async (event) => {
   const button = event.target.closest("[data-do]");
-  if (button || !byId("export").contains(event.target)) byId("export").open = false;
   if (!button) return;
   const name = button.dataset.do;
   const { item } = drawn.get(button.closest("[data-id]")?.dataset.id) ?? {};
   await (await need(MODULES[name] ?? "more"))[name](item, event);
 });
-byId("export").onkeydown = ({ key }) => {
-  if (key !== "Escape" || !byId("export").open) return;
-  byId("export").open = false;
-  byId("export").firstElementChild.focus();
-};
 // What no dialog is there to say.
-addEventListener("unhandledrejection", ({ reason }) => reason instanceof Refusal && report(reason.message));
-
+addEventListener("unhandledrejection", ({ reason }) => reason.status && report(reason.message));
 async function start() {
   const other = new URLSearchParams(location.search).get("table");
   if (other && other !== "users") await (await need("tables")).become(other);

@@ -23,7 +23,6 @@ function field(name, given, required) {
   const label = kind === "reference" ? title.replace(/ id$/i, "") : title;
   return { name, label, kind, to, required, schema, nullable: some.length < kinds.length, options: schema.enum ?? [true, false] };
 }
-
 const fieldsOf = ({ properties = {}, required = [] }) =>
   Object.entries(properties).map(([name, given]) => field(name, given, required.includes(name)));
 /** Return the table at a path that has a list, create, change and delete; else undefined. */
@@ -47,7 +46,6 @@ function describe(path) {
     takes: (what) => Boolean(api.paths[`${base}/${what}`]),
   };
 }
-
 export const tables = Object.keys(api.paths).map(describe).filter(Boolean);
 tables.sort((a, b) => (b.name === "users") - (a.name === "users"));
 // A reference says which table it is to, or is named after one.
@@ -77,12 +75,10 @@ export function become(name) {
 }
 /** Return the fields that a table's rows have for people, besides some. */
 export const others = (...but) => table.read.filter(({ name }) => !/^(id|version|created_at|updated_at)$/.test(name) && !but.includes(name));
-/** Return what a row says besides its title and address. */
 function details(item) {
   const said = others(table.title, table.email).filter(({ name }) => item[name] !== null && item[name] !== "");
   return said.map((field) => element("span", { dir: "auto" }, `${field.label}: `, text(field, item[field.name])));
 }
-
 const names = new Map();
 /** Return how a row of a table is called, in one line. */
 export const labelOf = (to, item) => `${item[to.title] ?? ""}, ${item[to.email] ?? `#${item.id}`}`;

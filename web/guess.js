@@ -41,7 +41,6 @@ const ODD = [
   /[\xc0-\u024f]{3}|[\u3130-\u318f\uff61-\uff9f]/g,
   /[øì][á-ý]|[á-ý][øì]|[ðþÐÞ]/g,
 ];
-const oddity = (text) => ODD.reduce((sum, odd) => sum + (text.match(odd)?.length ?? 0), 0);
 /** Return the text of bytes in this encoding; throw if it is fatal that they are not in it. */
 export function decode(bytes, encoding, fatal = false) {
   if (encoding !== "ibm850") return new TextDecoder(encoding, { fatal }).decode(bytes);
@@ -58,8 +57,9 @@ export function guessEncoding(bytes, languages) {
   let [best, least] = ["", Infinity];
   for (const [encoding] of wide ? [[wide]] : [["utf-8"], ...likely, ...ENCODINGS]) {
     try {
-      const odd = oddity(decode(bytes, encoding, true).slice(0, 50_000));
+      const text = decode(bytes, encoding, true).slice(0, 50_000);
       if (encoding.startsWith("utf")) return [encoding, true];
+      const odd = ODD.reduce((sum, sign) => sum + (text.match(sign)?.length ?? 0), 0);
       if (odd < least) [best, least] = [encoding, odd];
     } catch {} // these bytes are in another encoding
   }
@@ -189,8 +189,6 @@ function nameColumns(titles, rows, mail) {
   // Of two columns, the other one must be it. Of more, a person has to say.
   return titles.length === 2 ? [0, 1].filter((column) => !mail.includes(column)) : [];
 }
-
-// ---- Values
 const ADDRESS = /[^\s<>()[\]"',;:|@]+@[^\s<>()[\]"',;:|@]+\.[^\s<>()[\]"',;:|@.]+/;
 // Zero-width characters, soft hyphens, marks of direction. Joiners belong to some languages' names.
 const INVISIBLE = /[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g;

@@ -98,8 +98,6 @@ async function fetchModule(name, again) {
 const report = async (text) => (await need("more")).report(text);
 /** Send the deletions that wait for their undo. */
 export const settle = async () => deleting.size && (await need("remove")).flush();
-
-// ---- The list
 /** The table that the page shows. Users are drawn before the API's description of any table is here. */
 export const table = { name: "users", path: "users/", one: "person", many: "people", title: "name", email: "email", sort: "name" };
 export const deleting = new Map(); // items that wait for their undo, or for the answer to their DELETE
@@ -169,18 +167,18 @@ export function count(added = 0, problem = "") {
 function row(item) {
   const id = String(item.id);
   const title = titleOf(item);
-  const mail = item[table.email];
+  const { [table.email]: mail, created_at: added } = item;
   const distinct = `${title}, ${mail ?? `#${id}`}`;
   const action = (word, name) => element("button", { className: `plain ${name}`, "data-do": name, ariaLabel: `${word} ${distinct}` }, word);
   const pick = { type: "checkbox", checked: picked.has(id), "data-do": "pick", ariaLabel: `Select ${distinct}` };
   const face = element("span", { className: "face", ariaHidden: "true" }, [...title][0].toUpperCase());
   face.style.setProperty("--hue", (item.id * 67) % 360);
-  const address = mail && element("a", { href: `mailto:${encodeURIComponent(mail).replace("%40", "@")}` }, mail.split(/(?<=@)/).flatMap((part) => [part, element("wbr")]));
+  const breakable = mail?.split(/(?<=@)/).flatMap((part) => [part, element("wbr")]);
+  const address = mail && element("a", { href: `mailto:${encodeURIComponent(mail).replace("%40", "@")}` }, breakable);
   const name = element("button", { className: "name", "data-do": "edit", dir: "auto", ariaLabel: distinct }, title);
-  const added = item.created_at && { dateTime: item.created_at, title: `Added ${minute(item.created_at)}` };
   const who = element("div", { className: "who" }, name, element("p", {}, address, table.details?.(item)));
   const act = [mail && navigator.clipboard && action("Copy", "copy"), action("Edit", "edit"), action("Delete", "remove")];
-  const parts = [element("label", {}, element("input", pick)), face, who, added && element("time", added, day(item.created_at))];
+  const parts = [element("label", {}, element("input", pick)), face, who, added && element("time", { dateTime: added, title: `Added ${minute(added)}` }, day(added))];
   const node = element("li", { hidden: deleting.has(id), "data-id": id }, parts, element("p", { className: "act" }, act));
   drawn.set(id, { item, node });
   return node;
@@ -240,8 +238,7 @@ byId("sort").onchange = () => {
 };
 byId("search").onsubmit = (event) => event.preventDefault();
 byId("more").onclick = () => load();
-
-// ---- Buttons
+// A button names a function of a module.
 const MODULES = { add: "edit", edit: "edit", remove: "remove", open: "import" };
 addEventListener("click", async (event) => {
   const button = event.target.closest("[data-do]");

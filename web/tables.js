@@ -23,8 +23,7 @@ function field(name, given, required) {
   const label = kind === "reference" ? title.replace(/ id$/i, "") : title;
   return { name, label, kind, to, required, schema, nullable: some.length < kinds.length, options: schema.enum ?? [true, false] };
 }
-const fieldsOf = ({ properties = {}, required = [] }) =>
-  Object.entries(properties).map(([name, given]) => field(name, given, required.includes(name)));
+const fieldsOf = ({ properties = {}, required = [] }) => Object.entries(properties).map(([name, given]) => field(name, given, required.includes(name)));
 /** Return the table at a path that has a list, create, change and delete; else undefined. */
 function describe(path) {
   const { get, post } = api.paths[path];
@@ -54,8 +53,7 @@ for (const field of tables.flatMap(({ create, change, read }) => [...create, ...
   field.to = tables.find(({ name }) => [to, `${to}s`, `${to}es`].includes(name));
   if (!field.to) field.kind = { integer: "number", string: "text" }[field.schema.type] ?? "other";
 }
-const users = tables.find(({ name }) => name === "users");
-if (users) Object.assign(table, Object.assign(users, table));
+Object.assign(table, Object.assign(tables.find(({ name }) => name === "users") ?? {}, table));
 /** Make another table the one that this page shows. */
 export function become(name) {
   const found = tables.find((other) => other.name === name);

@@ -1,8 +1,8 @@
 # Roster in a container: docs/deploy.md says how to run it, and what it needs.
 
 FROM python:3.11-slim AS build
-COPY requirements.txt .
-RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir -r requirements.txt
+COPY requirements.txt requirements-servers.txt ./
+RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir -r requirements-servers.txt
 
 FROM python:3.11-slim
 # A volume takes over the owner of the folder that it is mounted on.
@@ -11,6 +11,7 @@ RUN useradd --system --uid 10001 --no-create-home roster \
 COPY --from=build /opt/venv /opt/venv
 WORKDIR /opt/roster
 COPY *.py pyproject.toml ./
+COPY engine engine
 COPY migrations migrations
 COPY web web
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 DATABASE_URL=sqlite:////data/roster.db

@@ -1,6 +1,6 @@
 # run, test, lint: the three commands. Each makes .venv first if it is not there or is out of date.
 # faults breaks the app and its databases in all ways of tests/faults (make test: in the quick ones).
-# bench measures, in a virtual environment of its own; bench-quick in less than two minutes;
+# bench measures, in a virtual environment of its own; bench-quick fails if speed was lost;
 # bench-scale with ten million rows. soak: SQLite in use for MINUTES.
 
 PYTHON ?= python3
@@ -26,6 +26,7 @@ lint: $(VENV)/dev.stamp
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy .
+	$(VENV)/bin/python tests/layers.py
 
 soak: $(VENV)/dev.stamp
 	PYTHONPATH=.:tests $(VENV)/bin/python tests/soak.py $(MINUTES)
@@ -47,10 +48,10 @@ $(VENV)/run.stamp: requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/dev.stamp: requirements.txt requirements-dev.txt | $(VENV)/bin/python
+$(VENV)/dev.stamp: requirements.txt requirements-servers.txt requirements-dev.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@ $(VENV)/run.stamp
 
-$(BENCH_VENV)/bench.stamp: requirements.txt bench/requirements.txt | $(BENCH_VENV)/bin/python
+$(BENCH_VENV)/bench.stamp: requirements.txt requirements-servers.txt bench/requirements.txt | $(BENCH_VENV)/bin/python
 	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r bench/requirements.txt
 	touch $@

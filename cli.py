@@ -1,12 +1,9 @@
 """Roster's command line: copy, import, export, backup (``python cli.py --help``).
 
-A store belongs to the one ``DATABASE_URL`` of its process. ``copy`` needs two, so it starts a
-second process that prints the users of the source (``dump``), with a ``DATABASE_URL`` of its own.
-
 How a copy cannot pass for whole before it is: first of all it sets the counter of ids in the
 destination to its end (``store.UNFINISHED``), and to the source's only when both sides have been
-read again and are the same. Until then no app starts on it, and nobody gets an id. The same command
-again goes on: it takes out what differs from the source, and adds what is missing.
+read again and are the same. Until then no app starts on it, and no user gets an id. The same
+command continues a copy: it removes what differs from the source, and adds what is missing.
 """
 
 import asyncio
@@ -14,39 +11,39 @@ import csv
 import hashlib
 import os
 import shutil
-import signal
 import sqlite3
 import sys
 import tempfile
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from itertools import chain, islice
 from json import JSONDecodeError
 from pathlib import Path
 from typing import IO, Annotated, Any
 
-import msgspec
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlmodel import SQLModel
 
-from db import database_url, get_settings
-from errors import Fault, classify
+from db import get_settings, open_backend
+from engine import Database, SettingsError
+from errors import FAULTS
 from export import Format, plain_cell, read_pages, to_pieces
-from models import User, UserCreate, UserQuery, UserRow, fold
-from start import CannotStart, start
-from store import UNFINISHED, Backend, DamagedUser, EmailTaken, UserStore, choose_backend
-from strict import read_json
+from fields import fold
+from lifespan import StartError, open_store, start
+from limits import read_json
+from models import FIELDS, User, UserCreate, UserRead
+from paging import UserQuery
+from store import UNFINISHED, Backend, CorruptUser, EmailTaken, Fault, UserStore
 
 SETTING = "DATABASE_URL"
-GO_ON = "The copy is not finished; the same command again goes on."
+CONTINUE = "The copy is unfinished; the same command continues it."
 BATCH = 1000  # users in one transaction
 LINE_MAX = 2**16  # bytes; a user takes some 500
-FIELDS = UserRow.__struct_fields__
-# What an export has, and the database gives: an import leaves it out.
+# An export has these, and the database gives them: an import leaves them out.
 GIVEN = {*FIELDS} - UserCreate.model_fields.keys()
 BACKUP_TOOLS = {
     "postgresql": "pg_dump",
@@ -66,7 +63,10 @@ app = typer.Typer(
     help="Copy, import, export and back up Roster's users.",
 )
 DatabaseUrl = Annotated[
-    str | None, typer.Option(metavar="URL", help="Instead of the DATABASE_URL of the settings.")
+    str | None,
+    typer.Option(
+        "--database-url", metavar="URL", help="Instead of the DATABASE_URL of the settings."
+    ),
 ]
 
 
@@ -74,46 +74,41 @@ class Stop(Exception):
     """The command ends with this line on standard error, and status 1."""
 
 
-def run(work: Coroutine[Any, Any, None], url: str | None = None, name: str = SETTING) -> None:
-    """Do a command's work on a database; end with one line, without a secret, if it fails.
-
-    ``name`` is what the caller knows the URL by.
-    """
-    if url is not None:
-        os.environ[SETTING] = url
-    os.environ["READ_DATABASE_URL"] = ""  # what is copied and compared is the database itself
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Do a command's work; end with one line, without a secret, if it fails."""
     try:
         asyncio.run(work)
-    except (Stop, SystemExit) as error:  # SystemExit: what db says of a wrong URL
-        if isinstance(error, SystemExit) and not isinstance(error.code, str):
-            raise
-        line = " ".join([str(error), *getattr(error, "__notes__", [])])
-        sys.exit(line.replace(SETTING, name))
+    except (Stop, SettingsError) as error:
+        sys.exit(" ".join([str(error), *getattr(error, "__notes__", [])]))
     except KeyboardInterrupt:
         sys.exit("Stopped.")
-    except Exception as error:  # noqa: BLE001 (a traceback could hold what nobody shall read)
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        file = Path(place.filename).name
-        sys.exit(f"A bug in Roster: {type(error).__name__} at {file}:{place.lineno}")
+    except Exception as error:  # noqa: BLE001 (a traceback could hold what no log may)
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        file = Path(frame.filename).name
+        sys.exit(f"A bug in Roster: {type(error).__name__} at {file}:{frame.lineno}")
 
 
 @asynccontextmanager
-async def opened(unfinished: bool = False) -> AsyncIterator[Backend]:
-    """Yield the started backend of ``DATABASE_URL``. Raises Stop for what its driver raises."""
-    backend = choose_backend(get_settings().database_url.get_secret_value())
-    database_errors: tuple[type[Exception], ...] = (OSError, *backend.DRIVER_ERRORS)
+async def opened(url: str, name: str = SETTING, unfinished: bool = False) -> AsyncIterator[Backend]:
+    """Yield a started database, without a replica. Raises Stop if it fails.
+
+    ``name`` is what the caller calls the URL.
+    """
+    try:
+        backend = open_backend(url)
+    except SettingsError as error:
+        raise Stop(str(error).replace(SETTING, name)) from None
     try:
         await start(backend, unfinished)
         yield backend
-    except CannotStart as error:
-        raise Stop(str(error)) from None
-    except DamagedUser as error:
-        raise Stop(f"{SETTING}: {error}.") from None
-    except database_errors as error:
-        code = backend.driver_code(error)
-        fault = classify(error, code)
-        said = "it failed." if fault is Fault.BUG else fault.detail
-        stop = Stop(f"{backend.place()}: {said} ({code or type(error).__name__})")
+    except (StartError, CorruptUser, Fault) as error:
+        if isinstance(error, Fault):
+            said = f"{error.place}: {FAULTS[error.kind][1]} ({error.code})"
+        elif isinstance(error, StartError):
+            said = str(error).replace(SETTING, name)
+        else:
+            said = f"{name}: {error}."
+        stop = Stop(said)
         for note in getattr(error, "__notes__", []):
             stop.add_note(note)
         raise stop from None
@@ -121,27 +116,27 @@ async def opened(unfinished: bool = False) -> AsyncIterator[Backend]:
         await backend.stop()
 
 
-def url_scheme() -> str:
-    """Return the kind of the database, as the URL says it: sqlite, postgresql ..."""
-    return get_settings().database_url.get_secret_value().partition(":")[0].partition("+")[0]
+def database_url(given: str | None) -> str:
+    """Return the URL that a command works on."""
+    return given if given is not None else get_settings().database_url.get_secret_value()
 
 
-def sqlite_file() -> Path | None:
-    """Return the file of ``DATABASE_URL``, None if it is not SQLite. Raises Stop if it is missing.
+def sqlite_file(url: str, name: str = SETTING) -> Path | None:
+    """Return the file of a URL, None if it isn't SQLite. Raises Stop if it is missing.
 
-    Where a name is mistyped, who only reads shall not make an empty database.
+    A command that only reads must not make an empty database where a name is mistyped.
     """
-    if url_scheme() != "sqlite":
+    if url.partition(":")[0].partition("+")[0] != "sqlite":
         return None
-    file = Path((database_url().database or "").removeprefix("file:"))
+    file = Path((Database(url).url.database or "").removeprefix("file:"))
     if not file.is_file():
-        raise Stop(f"{SETTING}: there is no SQLite file {file}")
+        raise Stop(f"{name}: there is no SQLite file {file}")
     return file
 
 
 @contextmanager
 def bar(doing: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on standard error if that is a terminal; yield what moves it on."""
+    """Show a bar on standard error if that is a terminal; yield a function that advances it."""
     columns = TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -153,12 +148,12 @@ def bar(doing: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def write(text: str) -> None:
-    """Write to standard output. If nobody reads it any more (``| head``), end without a word."""
+    """Write to standard output; end silently if nothing reads it any more (``| head``)."""
     try:
         sys.stdout.buffer.write(text.encode())
         sys.stdout.buffer.flush()
     except OSError as error:
-        # What Python has not written yet, it would try to write at its end.
+        # Python would try again at its end to write what is left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise SystemExit(1) from None
@@ -172,74 +167,78 @@ def copy(
 ) -> None:
     """Copy every user, with id, times and version, to a database that holds none.
 
-    Stop the apps on both before. If it is interrupted, the same command goes on.
+    Stop the apps on both first. If it is interrupted, the same command continues.
     """
     if source == destination:
         sys.exit("SRC_URL and DST_URL are the same.")
-    run(copy_users(source), destination, "DST_URL")
+    run(copy_users(source, destination))
 
 
-async def copy_users(url: str) -> None:
-    """Copy the source's users to ``DATABASE_URL``; compare both sides at the end."""
-    async with opened(unfinished=True) as backend, other_process(url) as source:
-        reader = await backend.get_store()
-        before = await reader.last_id()
+async def copy_users(source_url: str, destination_url: str) -> None:
+    """Copy the users; compare both sides at the end."""
+    sqlite_file(source_url, "SRC_URL")
+    async with (
+        opened(destination_url, "DST_URL", unfinished=True) as destination,
+        opened(source_url, "SRC_URL") as source,
+        open_store(source, read_only=True) as theirs,
+        open_store(destination, read_only=True) as ours,
+    ):
+        before = await ours.last_id()
         marked = before >= UNFINISHED
-        if not marked and await reader.page(UserQuery(), 1):
-            raise Stop(f"DST_URL: {backend.place()} holds users already; a copy needs it empty.")
+        if not marked and await ours.page(UserQuery(), 1):
+            raise Stop(f"DST_URL: {destination.place} holds users already; a copy needs it empty.")
         try:
+            total = await count_users(theirs)
             if marked:
-                await take_out(source, backend)
-            await source.begin()  # it answers, or nothing is changed
-            await set_last_id(backend, UNFINISHED)
+                await remove_different(theirs, ours, destination)
+            await set_last_id(destination, UNFINISHED)
             marked = True
-            await add_missing(source, backend)
-            await source.begin()
-            theirs = await count_and_digest(source.lines(), source.total)
-            if source.last_id >= UNFINISHED:  # it has our mark
-                await set_last_id(backend, before)
+            if await theirs.last_id() >= UNFINISHED:  # it has our mark
+                await set_last_id(destination, before)
                 marked = False
                 raise Stop("SRC_URL and DST_URL are the same database.")
-            if await count_and_digest(to_pieces(reader, "jsonl"), source.total) != theirs:
+            await add_missing(theirs, ours, destination, total)
+            count, digest = await count_and_digest(theirs, total)
+            last_id = await theirs.last_id()
+            if await count_and_digest(ours, total) != (count, digest):
                 raise Stop("The two differ: users were changed meanwhile. Stop the apps.")
-            await set_last_id(backend, source.last_id)
+            await set_last_id(destination, last_id)
         except asyncio.CancelledError:
-            raise Stop(f"Stopped. {GO_ON}" if marked else "Stopped.") from None
+            raise Stop(f"Stopped. {CONTINUE}" if marked else "Stopped.") from None
         except Exception as error:
             if marked:
-                error.add_note(GO_ON)
+                error.add_note(CONTINUE)
             raise
         write(
-            f"{theirs[0]:,} users copied to {backend.place()}.\n"
-            f"SHA-256 of the export of both as JSON Lines: {theirs[1]}\n"
+            f"{count:,} users copied to {destination.place}.\n"
+            f"SHA-256 of the export of both as JSON Lines: {digest}\n"
         )
         if others := SQLModel.metadata.tables.keys() - {User.__tablename__}:
-            write(f"Not copied, for only users are: {', '.join(sorted(others))}.\n")
+            write(f"Not copied, because only users are: {', '.join(sorted(others))}.\n")
 
 
-async def take_out(source: "Source", backend: Backend) -> None:
-    """Remove whoever is not in the source, or differs there."""
-    await source.begin()
-    async for theirs, ours in side_by_side(source, await backend.get_store()):
-        if ours and ours != theirs:
-            async with backend.open_store() as store:
-                await store.remove(ours.id, None)
+async def remove_different(theirs: UserStore, ours: UserStore, destination: Backend) -> None:
+    """Remove the users that are not in the source, or differ there."""
+    async for their, our in side_by_side(theirs, ours):
+        if our and our != their:
+            async with open_store(destination) as store:
+                await store.remove(our.id, None)
 
 
-async def add_missing(source: "Source", backend: Backend) -> None:
-    """Store those of the source's users whose ids are not there. Raises Stop for a conflict."""
-    batch: list[UserRow] = []
+async def add_missing(theirs: UserStore, ours: UserStore, destination: Backend, total: int) -> None:
+    """Store those of the source's users whose ids are missing. Raises Stop for a conflict."""
+    batch: list[UserRead] = []
 
     async def flush() -> None:
-        async with backend.open_store() as store:
+        async with open_store(destination) as store:
             await store.restore(batch)
         batch.clear()
 
     try:
-        with bar("Copying", source.total) as advance:
-            async for theirs, ours in side_by_side(source, await backend.get_store()):
-                if theirs and not ours:
-                    batch.append(theirs)
+        with bar("Copying", total) as advance:
+            async for their, our in side_by_side(theirs, ours):
+                if their and not our:
+                    batch.append(their)
                 if len(batch) == BATCH:
                     await flush()
                 advance(1)
@@ -250,126 +249,41 @@ async def add_missing(source: "Source", backend: Backend) -> None:
 
 
 async def set_last_id(backend: Backend, last_id: int) -> None:
-    """Set the counter of ids."""
-    async with backend.open_store() as store:
+    async with open_store(backend) as store:
         await store.set_last_id(last_id)
 
 
-class Source:
-    """A process that prints the users of another database: see ``dump``."""
-
-    total: int  # users, when it began
-    last_id: int  # when it had printed them all
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdin  # noqa: S101 (for mypy: all three are pipes)
-        assert process.stdout  # noqa: S101 (for mypy)
-        assert process.stderr  # noqa: S101 (for mypy)
-        self.orders, self.printed, self.said = process.stdin, process.stdout, process.stderr
-
-    async def begin(self) -> None:
-        """Let it begin to print. Raises Stop if it does not."""
-        with suppress(ConnectionError):  # it has ended; read_line says why
-            self.orders.write(b"\n")
-            await self.orders.drain()
-        self.total = int(await self.read_line())
-
-    async def lines(self) -> AsyncIterator[str]:
-        """Yield a line of JSON for each user. Raises Stop if that is not all."""
-        while (line := await self.read_line()).startswith("{"):
-            yield line
-        self.last_id = int(line)
-
-    async def read_line(self) -> str:
-        """Return the next line. Raises Stop, with the process's last words, if there is none."""
-        line = await self.printed.readline()
-        if line.endswith(b"\n"):
-            return line.decode()
-        words = (await self.said.read()).decode(errors="replace").splitlines()
-        raise Stop(words[-1].replace(SETTING, "SRC_URL") if words else "SRC_URL: process killed.")
-
-
-@asynccontextmanager
-async def other_process(url: str) -> AsyncIterator[Source]:
-    """Yield a source; end its process."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, __file__, "dump"),
-        env={**os.environ, SETTING: url},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        source = Source(process)
-        yield source
-        source.orders.close()
-        await process.wait()
-    finally:
-        if process.returncode is None:
-            # process.kill() would ask for its status, which asyncio then misses, and says so.
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-            # wait() would not end while nobody reads what was printed.
-            await process.communicate()
-
-
-@app.command(hidden=True)
-def dump() -> None:
-    """Print for each line on standard input: how many users, a line for each, and the last id.
-
-    It is what ``copy`` reads. Who has not read a last id has not read everybody.
-    """
-    run(print_dumps())
-
-
-async def print_dumps() -> None:
-    """Print what is asked for, as often as it is."""
-    sqlite_file()
-    async with opened() as backend:
-        store = await backend.get_store()
-        for _ in sys.stdin:
-            write(f"{await count_users(store)}\n")
-            async for piece in to_pieces(store, "jsonl"):
-                write(piece)
-            write(f"{await store.last_id()}\n")
-
-
 async def count_users(store: UserStore) -> int:
-    """Return how many users there are, for a bar; 0 if it cannot be said in time."""
+    """Return how many users there are, for a bar; 0 if it takes too long to count them."""
     try:
         return await store.count(UserQuery())
-    except Exception:  # noqa: BLE001 (if it is more than slow, the next statement says so)
+    except Fault:  # if it is more than slow, the next statement says so
         return 0
 
 
 async def side_by_side(
-    source: Source, store: UserStore
-) -> AsyncIterator[tuple[UserRow | None, UserRow | None]]:
-    """Yield who has an id there and who has it here, id by id; None if nobody has."""
-    lines = source.lines()
-    here = (user async for users in read_pages(store) for user in users)
-
-    async def next_line() -> UserRow | None:
-        line = await anext(lines, None)
-        return msgspec.json.decode(line, type=UserRow) if line else None
-
-    theirs, ours = await next_line(), await anext(here, None)
-    while theirs or ours:
-        first = min(user.id for user in (theirs, ours) if user)
-        left = theirs if theirs and theirs.id == first else None
-        right = ours if ours and ours.id == first else None
+    theirs: UserStore, ours: UserStore
+) -> AsyncIterator[tuple[UserRead | None, UserRead | None]]:
+    """Yield the user with an id there and the one with it here, id by id; None if there is none."""
+    there = (user async for users in read_pages(theirs) for user in users)
+    here = (user async for users in read_pages(ours) for user in users)
+    their, our = await anext(there, None), await anext(here, None)
+    while their or our:
+        first = min(user.id for user in (their, our) if user)
+        left = their if their and their.id == first else None
+        right = our if our and our.id == first else None
         yield left, right
         if left:
-            theirs = await next_line()
+            their = await anext(there, None)
         if right:
-            ours = await anext(here, None)
+            our = await anext(here, None)
 
 
-async def count_and_digest(pieces: AsyncIterator[str], total: int) -> tuple[int, str]:
-    """Return how many lines there are, and the SHA-256 of all."""
+async def count_and_digest(store: UserStore, total: int) -> tuple[int, str]:
+    """Return how many users there are, and the SHA-256 of their export."""
     count, digest = 0, hashlib.sha256()
     with bar("Comparing", total) as advance:
-        async for piece in pieces:
+        async for piece in to_pieces(store, "jsonl"):
             digest.update(piece.encode())
             lines = piece.count("\n")
             count += lines
@@ -381,25 +295,25 @@ async def count_and_digest(pieces: AsyncIterator[str], total: int) -> tuple[int,
 def import_file(
     file: Annotated[str, typer.Argument(metavar="FILE", help="- is standard input.")],
     dry_run: Annotated[bool, typer.Option(help="Say the same, and store nothing.")] = False,
-    database_url: DatabaseUrl = None,
+    url: DatabaseUrl = None,
 ) -> None:
     """Add the users of a CSV file (with a header: name,email), or of JSON Lines.
 
-    Rows that are refused are listed, with their lines, on standard error. The others are stored.
+    Rejected rows are listed, with their lines, on standard error. The others are stored.
     """
-    run(import_users(file, dry_run), database_url)
+    run(import_users(file, dry_run, url))
 
 
-async def import_users(name: str, dry_run: bool) -> None:
+async def import_users(name: str, dry_run: bool, url: str | None) -> None:
     """Store the rows of a file that are users; list the others."""
     stored = refused = line = 0
     with open_file(name) as file, closing(sqlite3.connect("")) as addresses:
-        # A database without a name is a file of its own, which goes when it is closed: however
-        # many addresses have been seen, they take no memory.
+        # A database without a name is a temporary file: however many addresses have been seen, they
+        # take no memory.
         addresses.execute("CREATE TABLE seen (email_key TEXT PRIMARY KEY, line INTEGER)")
         total = sum(1 for _ in read_rows(file))  # a file that cannot be read to its end: Stop
         rows = read_rows(file)
-        async with opened() as backend:
+        async with opened(database_url(url)) as backend:
             try:
                 with bar("Checking" if dry_run else "Importing", total) as advance:
                     while batch := list(islice(rows, BATCH)):
@@ -410,12 +324,12 @@ async def import_users(name: str, dry_run: bool) -> None:
                         refused += len(problems)
                         stored += len(batch) - len(problems)
                         advance(len(batch))
-            except (asyncio.CancelledError, Exception) as error:  # noqa: BLE001 (it goes on)
+            except (asyncio.CancelledError, Exception) as error:  # noqa: BLE001 (it is raised again)
                 stop = Stop("Stopped.") if isinstance(error, asyncio.CancelledError) else error
                 if stored and not dry_run:
                     stop.add_note(f"{stored:,} users up to line {line} are stored.")
                 raise stop from None
-    print(f"{stored:,} users {'would be ' * dry_run}stored, {refused:,} lines refused.")
+    print(f"{stored:,} users {'would be ' * dry_run}stored, {refused:,} lines rejected.")
     if refused:
         raise SystemExit(1)
 
@@ -439,13 +353,12 @@ async def store_batch(
             new[user.email] = line, user
     users = [user for _, user in new.values()]
     skipped: list[str] = []
-    if dry_run:
-        reader = await backend.get_store()
-        skipped = [u.email for u in users if await reader.page(UserQuery(email=u.email), 1)]
-    elif users:
-        async with backend.open_store() as store:
+    async with open_store(backend, read_only=dry_run) as store:
+        if dry_run:
+            skipped = [u.email for u in users if await store.page(UserQuery(email=u.email), 1)]
+        elif users:
             skipped = (await store.add_many(users, skip_taken=True))[1]
-    taken = "email: somebody has this address already"
+    taken = "email: another user has this address"
     return problems + [(new[email][0], taken) for email in skipped]
 
 
@@ -454,7 +367,7 @@ Row = tuple[int, UserCreate | str]  # a line's number, and the user in it or why
 
 @contextmanager
 def open_file(name: str) -> Iterator[IO[bytes]]:
-    """Yield a file that can be read twice: standard input is kept in one that has no name."""
+    """Yield a file that can be read twice: standard input is kept in a temporary one."""
     with ExitStack() as stack:
         try:
             if name == "-":
@@ -523,7 +436,7 @@ def read_jsonl(lines: Iterator[str]) -> Iterator[Row]:
 
 
 def check(data: Any) -> UserCreate | str:
-    """Return the user in a row, as the API would take it, or else why there is none."""
+    """Return the user in a row, as the API would accept it, or else why there is none."""
     if not isinstance(data, dict):
         return "not an object with a name and an email"
     try:
@@ -532,7 +445,7 @@ def check(data: Any) -> UserCreate | str:
     except ValidationError as error:
         reasons = []
         for found in error.errors(include_input=False)[:10]:
-            # The name of an unknown field is the file's, and may be made to fool a terminal.
+            # The name of an unknown field comes from the file, and may be made to fool a terminal.
             loc = [ascii(part)[1:-1][:100] for part in found["loc"]]
             reasons.append(": ".join([*loc, found["msg"].removeprefix("Value error, ")]))
         return "; ".join(reasons)
@@ -541,17 +454,17 @@ def check(data: Any) -> UserCreate | str:
 @app.command()
 def export(
     format: Annotated[Format, typer.Option()] = "jsonl",
-    database_url: DatabaseUrl = None,
+    url: DatabaseUrl = None,
 ) -> None:
     """Print every user, by id: the same as the API's /users/export."""
-    run(print_export(format), database_url)
+    run(print_export(format, url))
 
 
-async def print_export(format: Format) -> None:
+async def print_export(format: Format, given: str | None) -> None:
     """Print an export."""
-    sqlite_file()
-    async with opened() as backend:
-        store = await backend.get_store()
+    url = database_url(given)
+    sqlite_file(url)
+    async with opened(url) as backend, open_store(backend, read_only=True) as store:
         # A bar among the lines would be in their way.
         total = 0 if sys.stdout.isatty() else await count_users(store)
         with bar("Exporting", total) as advance:
@@ -561,23 +474,22 @@ async def print_export(format: Format) -> None:
 
 
 @app.command()
-def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE")], database_url: DatabaseUrl = None
-) -> None:
+def backup(file: Annotated[Path, typer.Argument(metavar="FILE")], url: DatabaseUrl = None) -> None:
     """Copy the SQLite database, while it is in use, to a new file."""
-    run(back_up(file), database_url)
+    run(back_up(file, url))
 
 
-async def back_up(file: Path) -> None:
+async def back_up(file: Path, given: str | None) -> None:
     """Copy the SQLite database to a file that is whole or not there."""
-    if tool := BACKUP_TOOLS.get(url_scheme()):
+    url = database_url(given)
+    if tool := BACKUP_TOOLS.get(url.partition(":")[0].partition("+")[0]):
         raise Stop(f"backup is for SQLite only; here, use {tool}.")
-    source = sqlite_file() or Path()  # what is neither, opened refuses
-    async with opened():  # with a database of somebody else's, or half a copy, it ends here
+    source = sqlite_file(url) or Path()  # of any other URL, opened says what is wrong
+    async with opened(url):  # with a foreign database, or half a copy, it ends here
         try:
             users = write_backup(source, file)
         except FileExistsError:
-            raise Stop(f"{file}: is there already. Give another name.") from None
+            raise Stop(f"{file}: exists already. Give another name.") from None
         except OSError as error:
             raise Stop(f"{file}: {error.strerror}") from None
         except sqlite3.Error as error:
@@ -588,7 +500,7 @@ async def back_up(file: Path) -> None:
 
 
 def write_backup(source: Path, file: Path) -> int:
-    """Write and check a backup, give it its name, and return how many users it has.
+    """Write and check a backup, name it, and return how many users it has.
 
     https://docs.python.org/3/library/sqlite3.html#sqlite3.Connection.backup
     """
@@ -598,8 +510,8 @@ def write_backup(source: Path, file: Path) -> int:
     try:
         live = sqlite3.connect(f"{source.resolve().as_uri()}?mode=rw", uri=True)
         with closing(live), closing(sqlite3.connect(name)) as copied:
-            # All in one step, which sees one moment. In several, it would begin anew whenever
-            # another process has written; and nobody who writes waits for it, thanks to WAL.
+            # All in one step, which sees one moment. In several, it would begin again whenever
+            # another process has written. With WAL, no writer waits for it.
             live.backup(copied)
             if copied.execute("PRAGMA integrity_check").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("the integrity check failed")

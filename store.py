@@ -1,196 +1,224 @@
-"""What the API needs of a database: the verbs, the errors that they raise, the choice by URL.
+"""What the API needs of a database: the verbs of a store, and the errors that they raise.
 
-A backend is one flat module (``Backend``). Its store has the verbs of ``UserStore`` in the same
-order as every other store, so that two of them can be read side by side.
+Each store has the verbs of ``UserStore`` in the same order, so that two of them can be read side by
+side. It knows its own driver's codes: whatever the driver raises leaves it as a ``Fault``.
 """
 
-import sys
-from collections.abc import Collection, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Any, NotRequired, Protocol, TypedDict
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from enum import Enum, auto
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from models import ID_MAX, Cursor, UserCreate, UserQuery, UserRead, UserRow, UserUpdate
+from engine import WAIT_MAX
+from fields import ID_MAX
+from models import PageOfRows, UserCreate, UserPage, UserRead, UserUpdate
+from paging import Cursor, UserQuery
 
-# What a database calls an error: PostgreSQL's SQLSTATE, MySQL's number, a word of Redis's ...
-Code = str | int
+logger = logging.getLogger("uvicorn.error")  # uvicorn prints what is logged here
 
-
-class NotFound(Exception):
-    """No user has this id."""
-
-
-class StaleVersion(Exception):
-    """The user has another version than the client believes."""
-
-
-class EmailTaken(Exception):
-    """Somebody has an email address already.
-
-    ``locations`` are the places of the refused addresses in the request's body.
-    """
-
-    def __init__(self, locations: Sequence[tuple[str | int, ...]]) -> None:
-        super().__init__("email taken")
-        self.locations = locations
-
-
-class WrongTables(Exception):
-    """A database has other tables than this release; the text, after its name, says what to do."""
-
-
-class DamagedUser(Exception):
-    """A user's value in the database has a wrong type; the text says whose, and which."""
-
-
-class UnfinishedCopy(Exception):
-    """The database holds the beginning of a copy (``cli.py copy``), or a copy not compared yet."""
-
-
-# What ``last_id`` is while users are copied into a database. An app that somebody forgot to stop
-# can then add one more, but nobody between those who come with their ids. (Why not none: MySQL
-# counts the next one, and this + 1 must be an id.)
+# The newest id while a copy fills a database (``cli.py copy``). An app that was not stopped could
+# then add one more user, but none between those that come with their ids. (Why not none: MySQL
+# counts the next id, and this + 1 must be one.)
 UNFINISHED = ID_MAX - 1
 
 
-class UserStore(Protocol):
-    """The verbs of a store; each is one transaction.
+class NotFound(Exception):
+    """No row of a table has this id."""
 
-    ``if_match`` holds the versions that the client would change, None if it does not care. What the
-    driver raises (database away, full, busy ...) passes through: ``errors.classify`` knows it.
+    def __init__(self, noun: str = "user") -> None:
+        super().__init__(f"There is no {noun} with this id.")
+
+
+class StaleVersion(Exception):
+    """A row has another version than the client believes."""
+
+    def __init__(self, noun: str = "user") -> None:
+        super().__init__(f"The {noun} has changed since you read it. Fetch it again and retry.")
+
+
+Location = tuple[str | int, ...]  # of a field in a request, from ``body`` on
+
+
+class Conflict(Exception):
+    """The database rejects fields of a request: their locations, each with the reason."""
+
+    def __init__(self, problems: Sequence[tuple[Location, str]]) -> None:
+        super().__init__("conflict")
+        self.problems = problems
+
+
+class EmailTaken(Conflict):
+    """Another user has an email address. ``locations`` are its places in the request."""
+
+    def __init__(self, locations: Sequence[Location]) -> None:
+        super().__init__([(loc, "Another user has this email address.") for loc in locations])
+
+
+class CorruptUser(Exception):
+    """A stored value of a user has a wrong type. The text names the user and the field."""
+
+
+class Kind(Enum):
+    """What a database can fail in."""
+
+    CONFLICT = auto()
+    BAD_VALUE = auto()
+    BUSY = auto()
+    UNREACHABLE = auto()
+    TOO_SLOW = auto()
+    READ_ONLY = auto()
+    NO_TRANSACTIONS = auto()
+    REFUSED = auto()
+    CORRUPT = auto()
+    FULL = auto()
+
+
+class Fault(Exception):
+    """The database at a place failed. ``code`` is its own name for the error, or its driver's."""
+
+    def __init__(self, kind: Kind, code: str, place: str) -> None:
+        super().__init__(f"{kind.name} ({code}), {place}")
+        self.kind = kind
+        self.code = code
+        self.place = place
+
+
+def find_fault(codes: Sequence[str], kinds: Mapping[str, Kind], place: str) -> Fault | None:
+    """Return the fault that the first known of these codes stands for. None: a bug."""
+    return next((Fault(kinds[code], codes[0], place) for code in codes if code in kinds), None)
+
+
+def by_code(codes: Mapping[Kind, str]) -> dict[str, Kind]:
+    """Return the kind of each code; they are separated by spaces."""
+    return {code: kind for kind, those in codes.items() for code in those.split()}
+
+
+class UserStore(Protocol):
+    """The verbs of a store; each is one transaction, and raises Fault if the database fails.
+
+    ``if_match`` holds the versions that the client would change, None if any.
     """
 
     async def add(self, new: UserCreate) -> UserRead:
         """Store a user. Raises EmailTaken."""
-        ...
 
     async def add_many(
         self, new: Sequence[UserCreate], skip_taken: bool
     ) -> tuple[list[UserRead], list[str]]:
-        """Store all users or none; with ``skip_taken``, all whose address nobody has.
+        """Store all users or none; with ``skip_taken``, all whose address is free.
 
         Returns the stored users in the order given, and the addresses skipped. Raises EmailTaken
         with every place of a taken address, if they are not to be skipped.
         """
-        ...
 
-    async def get(self, user_id: int) -> UserRow:
+    async def get(self, user_id: int) -> UserRead:
         """Return a user. Raises NotFound."""
-        ...
 
-    async def page(self, query: UserQuery, limit: int) -> list[UserRow]:
-        """Return as rows the first ``limit`` users that fit the query, after its cursor."""
-        ...
+    async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
+        """Return the first ``limit`` users that fit the query, after its cursor."""
 
     async def count(self, query: UserQuery) -> int:
         """Return how many users fit the query, on all its pages."""
-        ...
 
     async def change(
         self, user_id: int, update: UserUpdate, if_match: Collection[int] | None
     ) -> UserRead:
         """Change a user and return it as it is now. Raises NotFound, StaleVersion, EmailTaken."""
-        ...
 
     async def remove(self, user_id: int, if_match: Collection[int] | None) -> None:
         """Delete a user; its id is never given again. Raises NotFound, StaleVersion."""
-        ...
 
     async def ping(self) -> None:
-        """Ask the database for users; it raises if it cannot answer."""
-        ...
+        """Ask the database for users."""
 
-    async def restore(self, users: Sequence[UserRow]) -> None:
+    async def restore(self, users: Sequence[UserRead]) -> None:
         """Store users as they are, with their ids, times and versions; ``last_id`` comes after.
 
-        Raises EmailTaken, which names none, if somebody has one of the addresses or ids. If it
-        raises, none or the first few of the list are stored.
+        Raises EmailTaken, which names none, if an address or an id is taken. Then none of the
+        users are stored, or the first few of the list.
         """
-        ...
 
     async def last_id(self) -> int:
-        """Return the newest id that was given, to whoever is gone too; 0 if none was."""
-        ...
+        """Return the newest id that was given, to deleted users too; 0 if none was."""
 
     async def set_last_id(self, last_id: int) -> None:
         """Let the next id be greater than this, which is at least that of every user."""
-        ...
+
+
+class Pooled(Protocol):
+    """A store whose driver has a pool of its own, with as many ``slots`` as connections.
+
+    In the pools of PyMongo and redis-py, a caller that asks at the right moment overtakes those
+    that wait; asyncio hands the slots out in order.
+    """
+
+    slots: asyncio.Semaphore
+    place: str
+    errors: tuple[type[Exception], ...]  # what its driver raises
+    kinds: Mapping[str, Kind]  # of its codes
+
+    def codes(self, error: Exception) -> list[str]:
+        """Return what the database calls an error, the most telling code first."""
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+S = TypeVar("S", bound=Pooled)
+
+
+def verb(
+    work: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """Let a verb wait for a slot first, ``WAIT_MAX`` at most. Raises Fault.
+
+    None may call another one, because it might wait for itself.
+    """
+
+    @wraps(work)
+    async def run(store: S, /, *args: P.args, **options: P.kwargs) -> T:
+        try:
+            if store.slots.locked():
+                async with asyncio.timeout(WAIT_MAX):
+                    await store.slots.acquire()
+            else:
+                await store.slots.acquire()  # at once
+        except TimeoutError:
+            raise Fault(Kind.UNREACHABLE, "no free connection", store.place) from None
+        try:
+            return await work(store, *args, **options)
+        except store.errors as error:
+            if fault := find_fault(store.codes(error), store.kinds, store.place):
+                raise fault from error
+            raise
+        finally:
+            store.slots.release()
+
+    return run
 
 
 class Backend(Protocol):
-    """A module that keeps users in one kind of database."""
+    """A database that was opened from its URL: an ``engine.Database``, or a store of users."""
 
-    # What its driver raises, OSError apart.
-    DRIVER_ERRORS: tuple[type[Exception], ...]
-
-    def driver_code(self, error: BaseException) -> Code | None:
-        """Return the database's own code for an error, as in ``errors.CODES``; None if none."""
-        ...
-
-    async def get_store(self) -> UserStore:
-        """Return a store for verbs of one statement: a dependency of FastAPI's."""
-        ...
-
-    def get_session_store(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a store for the others, ``add_many``, ``change`` and ``remove``: another one."""
-        ...
-
-    def open_store(self) -> AbstractAsyncContextManager[UserStore]:
-        """Return a context that yields a store for one change, outside a request."""
-        ...
-
+    @property
     def place(self) -> str:
-        """Return the database's kind and place in words, without user and password."""
-        ...
-
-    async def start(self) -> None:
-        """Make what the store needs in the database, if it is not there."""
-        ...
+        """Its kind and where it is, without user and password."""
 
     async def stop(self) -> None:
-        """Give back all connections."""
-        ...
+        """Close all connections."""
 
 
-def choose_backend(url: str) -> Backend:
-    """Return the backend for a ``DATABASE_URL``; leave with one line if there is none."""
-    scheme = url.partition(":")[0].partition("+")[0]
-    match scheme:
-        case "sqlite" | "postgresql" | "postgres" | "mysql" | "mariadb":
-            import store_sql  # only the drivers of the chosen database are loaded
-
-            return store_sql
-        case "mongodb":  # and mongodb+srv
-            import store_mongo
-
-            return store_mongo
-        case "redis" | "rediss":
-            import store_redis
-
-            return store_redis
-    sys.exit(
-        "DATABASE_URL: it must begin with sqlite:///, postgresql://, mysql://, mariadb://,"
-        " mongodb://, mongodb+srv://, redis:// or rediss:// (an example: sqlite:///roster.db)."
-    )
-
-
-class RowPage(TypedDict):
-    """A ``UserPage`` whose items are rows."""
-
-    items: list[UserRow]
-    next: str | None
-    total: NotRequired[int]
-
-
-async def read_page(store: UserStore, query: UserQuery) -> RowPage:
+async def read_page(store: UserStore, query: UserQuery) -> UserPage:
     """Return the page that a query asks for, with the cursor of the one after it.
 
-    One user more than the page holds is read, to know whether there is another page.
+    It reads one user more than the page holds, to know whether there is another page.
     """
-    rows = await store.page(query, query.limit + 1)
-    page: RowPage = {"items": rows[: query.limit], "next": None}
-    if len(rows) > query.limit:
-        last = rows[query.limit - 1]
-        page["next"] = Cursor(query.sort, last.id, last.name).encode()
+    users = await store.page(query, query.limit + 1)
+    items = users[: query.limit]
+    more = len(users) > query.limit
+    last = Cursor(query.sort, items[-1].id, items[-1].name).encode() if more else None
+    page = PageOfRows(items, last)
     if query.total:
-        page["total"] = await store.count(query)
+        page.total = await store.count(query)
     return page

@@ -1,17 +1,16 @@
-"""MongoDB: PyMongo's own async client, one document to a user.
+"""MongoDB: PyMongo's own async client, one document for each user.
 
-``users`` holds ``{_id, name, email, name_key, email_key, created_at, updated_at, version}``, and
-``counters`` the last id that was given. The unique index on ``email_key`` and the version in the
-filter of every change are the truth: each verb is one atomic operation on one document, and only a
-list of users takes a transaction, which a standalone server has not.
+``users`` holds documents with the columns of ``models.User``, their id as ``_id``, and ``counters``
+the last id that was given. The unique index on ``email_key`` and the version in the filter of every
+change are the truth: each verb is one atomic operation on one document. Only a list of users takes
+a transaction, which a standalone server does not have.
 """
 
 import asyncio
-import sys
 import warnings
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager, suppress
-from functools import cache, partial
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -30,63 +29,85 @@ from pymongo.errors import (
     ServerSelectionTimeoutError,
 )
 
-from db import get_settings
-from errors import Fault, classify, logger
-from models import (
-    KEY_MAX,
-    UserCreate,
-    UserQuery,
-    UserRead,
-    UserRow,
-    UserUpdate,
-    fold,
-    index_keys,
-    stored_fields,
-    utc_now,
+from engine import SettingsError, check_certificates, codes
+from fields import KEY_MAX, fold
+from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
+from paging import UserQuery
+from rows import changed_row, new_row
+from store import (
+    EmailTaken,
+    Kind,
+    NotFound,
+    StaleVersion,
+    by_code,
+    logger,
+    verb,
 )
-from pool import in_turn
-from store import Code, EmailTaken, NotFound, StaleVersion
 
 Document = dict[str, Any]
-# OverflowError, UnicodeEncodeError: a value that BSON cannot hold.
-DRIVER_ERRORS: tuple[type[Exception], ...] = (
-    PyMongoError,
-    BSONError,
-    OverflowError,
-    UnicodeEncodeError,
+NO_TRANSACTIONS = 20  # MongoDB's IllegalOperation: how a standalone server answers to one
+# MongoDB's numbers, or the name of a class of exceptions.
+KINDS = by_code(
+    {
+        Kind.CONFLICT: "11000",
+        Kind.BAD_VALUE: "121 BSONError OverflowError UnicodeEncodeError",
+        Kind.BUSY: "24 112 246 251",
+        Kind.TOO_SLOW: "50 64 202 262 NetworkTimeout",
+        # 8000: MongoDB Atlas. ConfigurationError: no such name for mongodb+srv, or an old server.
+        Kind.REFUSED: "13 18 8000 ConfigurationError SSLCertVerificationError",
+        Kind.READ_ONLY: "10107 13435 13436 NotPrimaryError",
+        Kind.UNREACHABLE: "6 7 91 189 9001 11600 11602 ConnectionFailure OSError",
+        Kind.NO_TRANSACTIONS: "20",
+        Kind.FULL: "14031",
+    }
 )
-NO_TRANSACTIONS = 20  # MongoDB's IllegalOperation: what a standalone server answers to one
-# What a client sees, and nothing else, is fetched; its id is _id here.
-SEEN = {field: 1 for field in UserRow.__struct_fields__ if field != "id"}
+# Fetch what a client sees, and nothing else; its id is _id here.
+SEEN = {field: 1 for field in FIELDS if field != "id"}
+# A document that was stored before another field was added has that field's default.
+REQUIRED = {name for name, field in UserRead.model_fields.items() if field.is_required()}
 
 
 class MongoUserStore:
     """Users in the collection ``users``."""
 
-    def __init__(self, client: AsyncMongoClient[Document]) -> None:
-        self.client = client
-        self.turn = asyncio.Semaphore(get_settings().pool_size)
-        database = client.get_default_database("roster")
+    # The last two: a value that BSON cannot hold.
+    kinds: Mapping[str, Kind] = KINDS
+    errors: tuple[type[Exception], ...] = (
+        *(PyMongoError, BSONError, OSError),
+        *(OverflowError, UnicodeEncodeError),
+    )
+
+    def __init__(self, url: str, size: int = 15) -> None:
+        """Open the database of a URL. Nothing is connected yet. Raises SettingsError."""
+        self.client = make_client(url, size)
+        self.slots = asyncio.Semaphore(size)
+        database = self.client.get_default_database("roster")
+        self.place = (
+            f"MongoDB at {urlsplit(url).netloc.rpartition('@')[2]}, database {database.name}"
+        )
         # What only reads goes where readPreference in the URL says; a change needs no replica.
         self.for_reading: AsyncCollection[Document] = database["users"]
         self.users = self.for_reading.with_options(read_preference=ReadPreference.PRIMARY)
         self.counters: AsyncCollection[Document] = database["counters"]
 
-    @in_turn
+    def codes(self, error: Exception) -> list[str]:
+        return mongo_codes(error)
+
+    @verb
     async def add(self, new: UserCreate) -> UserRead:
         """Insert a document; the unique index says whether the address is free."""
-        document = new_document(await self.take_ids(1), new)
+        document = new_document(await self.take_ids(1), new.model_dump())
         try:
             await self.users.insert_one(document)
         except DuplicateKeyError:
             raise EmailTaken([("body", "email")]) from None
         return to_user(document)
 
-    @in_turn
+    @verb
     async def add_many(
         self, new: Sequence[UserCreate], skip_taken: bool
     ) -> tuple[list[UserRead], list[str]]:
-        """Insert all documents in a transaction; if one is refused, ask which and start again."""
+        """Insert all documents in a transaction; if one is rejected, ask which and start again."""
         if not await self.has_transactions():
             raise OperationFailure("a standalone server", NO_TRANSACTIONS)
         first: dict[str, int] = {}
@@ -97,14 +118,16 @@ class MongoUserStore:
                 taken |= await self.find_taken(first)
                 raise EmailTaken([("body", i, "email") for i in sorted(taken)])
             documents = [
-                new_document(first_id + i, user) for i, user in enumerate(new) if i not in taken
+                new_document(first_id + i, user.model_dump())
+                for i, user in enumerate(new)
+                if i not in taken
             ]
             try:
-                with pymongo.timeout(4):  # else it goes on trying for two minutes
+                with pymongo.timeout(4):  # otherwise it retries for two minutes
                     async with self.client.start_session() as session:
                         await session.with_transaction(partial(self.insert, documents))
             except BulkWriteError as error:
-                if classify(error, driver_code(error)) is not Fault.CONFLICT:
+                if not is_conflict(error):
                     raise
                 taken |= await self.find_taken(first)
             else:
@@ -122,54 +145,51 @@ class MongoUserStore:
         found = self.users.find({"email_key": {"$in": [*places]}}, {"email_key": 1, "_id": 0})
         return {places[document["email_key"]] async for document in found}
 
-    @in_turn
-    async def get(self, user_id: int) -> UserRow:
+    @verb
+    async def get(self, user_id: int) -> UserRead:
         """Find a document by its primary key."""
         document = await self.for_reading.find_one({"_id": user_id}, SEEN)
         if document is None:
             raise NotFound
-        return to_row(document)
+        return to_user(document)
 
-    @in_turn
-    async def page(self, query: UserQuery, limit: int) -> list[UserRow]:
+    @verb
+    async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
         """Find by position, not by skip: the index leads to the first document of any page."""
         wanted = fits(query)
-        turned, by_name = query.sort.startswith("-"), query.sort.endswith("name")
-        past = "$lt" if turned else "$gt"
-        if (after := query.after) and by_name:
+        past = "$lt" if query.descending else "$gt"
+        if (after := query.after) and query.by_name:
             key, names = fold(after.name), wanted.get("name_key", {})
             # Two ranges of one index, which MongoDB merges: the rest of this name, the next ones.
             same = {**wanted, "name_key": {**names, "$eq": key}, "_id": {past: after.id}}
             wanted = {"$or": [same, {**wanted, "name_key": {**names, past: key}}]}
         elif after:
             wanted["_id"] = {past: after.id}
-        order = ["name_key", "_id"] if by_name else ["_id"]
+        order = ["name_key", "_id"] if query.by_name else ["_id"]
         found = self.for_reading.find(wanted, SEEN)
-        found = found.sort([(field, -1 if turned else 1) for field in order]).limit(limit)
-        # If the client of an export leaves, this is cancelled, and PyMongo would lose an open
-        # socket: it has to read on, though our turn is over. If it fails then, asyncio is not to
-        # print its exception.
-        reading = asyncio.create_task(found.to_list())
+        found = found.sort([(field, -1 if query.descending else 1) for field in order])
+        # If the client of an export leaves, this is cancelled, and PyMongo would leak an open
+        # socket: it has to continue without our slot. If it fails then, asyncio must not print it.
+        reading = asyncio.create_task(found.limit(limit).to_list())
         reading.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.wait([reading])
-        return [to_row(document) for document in await reading]
+        return [*map(to_user, await reading)]
 
-    @in_turn
+    @verb
     async def count(self, query: UserQuery) -> int:
         """Count documents; the more fit, the longer it takes."""
         return await self.for_reading.count_documents(fits(query))
 
-    @in_turn
+    @verb
     async def change(
         self, user_id: int, update: UserUpdate, if_match: Collection[int] | None
     ) -> UserRead:
         """Compare the version and set the fields, as one operation on the document."""
         if fields := update.model_dump():
-            fields |= {**index_keys(update), "updated_at": utc_now()}
             try:
                 document = await self.users.find_one_and_update(
                     with_version(user_id, if_match),
-                    {"$set": fields, "$inc": {"version": 1}},
+                    {"$set": changed_row(User, fields), "$inc": {"version": 1}},
                     SEEN,
                     return_document=ReturnDocument.AFTER,
                 )
@@ -181,43 +201,61 @@ class MongoUserStore:
             await self.say_why(user_id)
         return to_user(document)
 
-    @in_turn
+    @verb
     async def remove(self, user_id: int, if_match: Collection[int] | None) -> None:
         """Compare the version and delete, as one operation on the document."""
         result = await self.users.delete_one(with_version(user_id, if_match))
         if not result.deleted_count:
             await self.say_why(user_id)
 
-    @in_turn
+    @verb
     async def ping(self) -> None:
         """Find a document, with all fields, and the counter, which ``start`` makes last."""
         await self.for_reading.find_one({})
         if await self.counters.find_one({"_id": "users"}) is None:
-            raise AutoReconnect("not set up yet")  # it was away when the app started
+            raise AutoReconnect("not set up yet")  # it was unreachable when the app started
 
-    @in_turn
-    async def restore(self, users: Sequence[UserRow]) -> None:
-        """Insert documents in this order, up to the first one that is refused."""
-        documents = []
-        for user in users:
-            fields = stored_fields(user)
-            documents.append({"_id": Int64(fields.pop("id")), **fields})
+    @verb
+    async def restore(self, users: Sequence[UserRead]) -> None:
+        """Insert documents in this order, up to the first one that is rejected."""
+        documents = [
+            new_document(user.id, {field: getattr(user, field) for field in SEEN}) for user in users
+        ]
         try:
             await self.users.insert_many(documents)
         except BulkWriteError as error:
-            conflict = classify(error, driver_code(error)) is Fault.CONFLICT
-            raise (EmailTaken([]) if conflict else error) from None
+            raise (EmailTaken([]) if is_conflict(error) else error) from None
 
-    @in_turn
+    @verb
     async def last_id(self) -> int:
         """Find the counter."""
         counter = await self.counters.find_one({"_id": "users"})
         return int(counter["last"]) if counter else 0
 
-    @in_turn
+    @verb
     async def set_last_id(self, last_id: int) -> None:
         """Set the counter."""
         await self.counters.update_one({"_id": "users"}, {"$set": {"last": Int64(last_id)}})
+
+    @verb
+    async def start(self) -> None:
+        """Make the indexes and the counter that are missing.
+
+        The counter comes last: without it no user is added, so none before the unique index exists.
+        """
+        await self.users.create_index("email_key", unique=True)
+        await self.users.create_index([("name_key", 1), ("_id", 1)])
+        newest = await self.users.find_one({}, sort=[("_id", -1)])
+        # Users may have been restored without their counter.
+        last = {"last": Int64(newest["_id"] if newest else 0)}
+        with suppress(DuplicateKeyError):  # another process that starts now was faster
+            await self.counters.update_one({"_id": "users"}, {"$max": last}, upsert=True)
+        if not await self.has_transactions():
+            logger.warning("%s is a standalone server: POST /users/bulk answers 503.", self.place)
+
+    async def stop(self) -> None:
+        """Close the pool."""
+        await self.client.close()
 
     async def take_ids(self, count: int) -> int:
         """Take ids off the counter, for good, and return the first of them."""
@@ -240,36 +278,36 @@ class MongoUserStore:
         raise StaleVersion
 
 
-def driver_code(error: Any) -> Code | None:
-    """Return MongoDB's number for an error, with its name: MySQL has the same numbers."""
+def mongo_codes(error: Any) -> list[str]:
+    """Return MongoDB's number for an error, and the names of its classes."""
     # Of what went wrong with each server, only the text is kept.
     if isinstance(error, ServerSelectionTimeoutError) and "CERTIFICATE_VERIFY" in str(error):
-        return "SSLCertVerificationError"
+        return ["SSLCertVerificationError"]
     said = getattr(error, "details", None) or {}
-    # Of several inserts, the first that was refused says why.
+    # Of several inserts, the first that was rejected says why.
     first = [*said.get("writeErrors", []), *said.get("writeConcernErrors", []), said][0]
     number = first.get("code") or getattr(error, "code", None)
-    return f"MongoDB {number}" if number else None
+    return [*([str(number)] if number else []), *codes(error)]
 
 
-def new_document(user_id: int, new: UserCreate) -> Document:
-    """Return the document of a new user."""
-    now = utc_now()
-    times = {"created_at": now, "updated_at": now}
-    return {"_id": Int64(user_id), **new.model_dump(), **times, "version": 1, **index_keys(new)}
+def is_conflict(error: PyMongoError) -> bool:
+    """Return whether the unique index rejected it."""
+    return "11000" in mongo_codes(error)
 
 
-def to_row(document: Document) -> UserRow:
-    """Return a document's fields as a client sees them; None for one that it lacks."""
-    found = [document["_id"], *map(document.get, SEEN)]
-    # msgspec does not know Int64, and old shells of MongoDB's make a float of every number.
-    fields: list[Any] = [int(each) if isinstance(each, (Int64, float)) else each for each in found]
-    return UserRow(*fields)
+def new_document(user_id: int, fields: dict[str, Any]) -> Document:
+    """Return the document of a user with these fields."""
+    return {"_id": Int64(user_id), **new_row(User, fields)}
 
 
 def to_user(document: Document) -> UserRead:
-    """Return a document as a client sees it."""
-    return UserRead(id=document["_id"], **document)
+    """Return what clients see of a document."""
+    row = {field: document.get(field) for field in SEEN if field in document or field in REQUIRED}
+    # msgspec does not know Int64, and old shells of MongoDB's make a float of every number.
+    for field, value in row.items():
+        if isinstance(value, (Int64, float)):
+            row[field] = int(value)
+    return UserRow(int(document["_id"]), **row)
 
 
 def with_version(user_id: int, if_match: Collection[int] | None) -> Document:
@@ -289,81 +327,35 @@ def fits(query: UserQuery) -> Document:
     return conditions
 
 
-@cache
-def make_store() -> MongoUserStore:
-    """Return the store of ``DATABASE_URL``, with its pool; leave with one line if it is wrong.
+def make_client(url: str, size: int) -> AsyncMongoClient[Document]:
+    """Return the client of a URL. Raises SettingsError.
 
-    Nothing is connected yet. A change is answered when most members have it in their journals.
+    A change is acknowledged when most members have it in their journals.
     """
+    check_certificates("DATABASE_URL", url)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # an option that PyMongo does not know
-            client: AsyncMongoClient[Document] = AsyncMongoClient(
-                get_settings().database_url.get_secret_value(),
-                maxPoolSize=get_settings().pool_size,
+            return AsyncMongoClient(
+                url,
+                maxPoolSize=size,
                 connectTimeoutMS=3000,
                 # Of an operation as a whole: the search for a server, the retries. The search has a
                 # limit of its own only while the client is closed.
                 timeoutMS=4000,
                 serverSelectionTimeoutMS=3000,
-                # Else PyMongo, once a server has failed it, can wait 10 seconds for news of it.
+                # Otherwise PyMongo, after a server failed, can wait 10 seconds for news of it.
                 serverMonitoringMode="poll",
                 w="majority",
                 journal=True,
                 tz_aware=True,
             )
-            return MongoUserStore(client)
     except UserWarning:
-        sys.exit("DATABASE_URL: PyMongo does not know an option after its ?, or not this value.")
+        raise SettingsError(
+            "DATABASE_URL: PyMongo does not know an option after its ?, or not this value."
+        ) from None
     except (PyMongoError, ValueError, OSError) as error:
-        sys.exit(
+        raise SettingsError(
             f"DATABASE_URL: not a URL of MongoDB's ({type(error).__name__}); write an @ in the"
             " user name or the password as %40, a / as %2F: mongodb://user:password@host:27017/name"
-        )
-
-
-make_store()  # a wrong DATABASE_URL ends the app here, before it serves
-
-
-async def get_store() -> MongoUserStore:
-    """Return the store: it takes a connection from the pool for each operation."""
-    return make_store()
-
-
-get_session_store = get_store
-
-
-@asynccontextmanager
-async def open_store() -> AsyncIterator[MongoUserStore]:
-    """Yield a store for one change, outside a request."""
-    yield await get_store()
-
-
-def place() -> str:
-    """Return the kind of the database and where it is."""
-    url = urlsplit(get_settings().database_url.get_secret_value())
-    name = make_store().users.database.name
-    return f"MongoDB at {url.netloc.rpartition('@')[2]}, database {name}"
-
-
-async def start() -> None:
-    """Make the indexes and the counter that are not there, and read a user.
-
-    The counter comes last: without it nobody is added, so nobody before the unique index is there.
-    """
-    store = make_store()
-    await store.users.create_index("email_key", unique=True)
-    await store.users.create_index([("name_key", 1), ("_id", 1)])
-    newest = await store.users.find_one({}, sort=[("_id", -1)])
-    # Users may have been restored without their counter.
-    last = {"last": Int64(newest["_id"] if newest else 0)}
-    with suppress(DuplicateKeyError):  # somebody else who started at the same moment was faster
-        await store.counters.update_one({"_id": "users"}, {"$max": last}, upsert=True)
-    await store.ping()
-    if not await store.has_transactions():
-        logger.warning("%s is a standalone server: POST /users/bulk will answer 503.", place())
-
-
-async def stop() -> None:
-    """Close the pool."""
-    await make_store().client.close()
+        ) from None

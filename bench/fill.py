@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from run import PEERS, serve
+from servers import PEERS, serve
 from sqlalchemy import Connection, create_engine, make_url
 
 # 65,536 names, each as often as every other, in no order.
@@ -50,7 +50,7 @@ def connect(url: str) -> Iterator[Connection]:
 
 def fill(url: str, rows: int) -> None:
     """Let Roster make its table, and put rows like its own there."""
-    with serve("roster", PEERS["roster"], url) as server:
+    with serve(PEERS["roster"], url) as server:
         server.wait()
     backend = make_url(url).get_backend_name()
     first, *last = word(FIRST, 0), *(word(SYLLABLES, bits) for bits in (4, 8, 12))

@@ -1,6 +1,6 @@
 """Measure what must not grow with the number of users; ``README.md`` says how.
 
-Whatever has a goal is a line of one table. Servers, wrk and its script are those of ``run.py``.
+Whatever has a goal is a line of one table. Servers, wrk and its script are those of ``servers.py``.
 """
 
 import argparse
@@ -21,27 +21,21 @@ from typing import Any
 from urllib.parse import urlencode
 
 import httpx
-import psutil
 from fill import connect, fill
+from report import console, median, progress_bar, ratio
 from rich.table import Table as Grid
-from run import (
+from run import machine
+from servers import (
     CONNECTIONS,
-    CORES,
     DATABASES,
     LOAD_CORES,
     PAGE,
     PEERS,
     ROSTER,
-    UVICORN,
-    Peer,
+    SQL,
     Server,
-    console,
-    machine,
     measure,
-    median,
     new_user,
-    progress_bar,
-    ratio,
     seconds,
     serve,
 )
@@ -49,11 +43,11 @@ from sqlalchemy import make_url
 
 sys.path.append(str(ROSTER))
 
-from databases import BACKENDS, Missing  # run.py leads there
+from databases import BACKENDS, Missing  # servers.py leads there
 from plans import QUESTIONS, complaints, explain
 
-from engines import make_engines
-from models import Cursor
+from engine import Database  # as above
+from paging import Cursor
 
 SMALL = 10_000
 EXPORTED = 1_000_000
@@ -122,7 +116,7 @@ def compare(
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="roster-bench-")))
         servers, told = {}, {}
         for rows, url in urls.items():
-            servers[rows] = stack.enter_context(serve("roster", PEERS["roster"], url))
+            servers[rows] = stack.enter_context(serve(PEERS["roster"], url))
             (folder / str(rows)).mkdir()
             told[rows] = scripts(url, rows, folder / str(rows))
             servers[rows].wait()
@@ -158,12 +152,11 @@ def compare(
 
 async def show_plans(url: str, user_id: int, report: Report) -> None:
     """Print how the database finds what it is asked for; all plans are judged."""
-    engines = make_engines(make_url(url), 2)
+    database = Database(url, size=2)
     try:
-        plans = await explain(engines.writer, user_id)
+        plans = await explain(database.writer, user_id)
     finally:
-        for engine in engines[:2]:
-            await engine.dispose()
+        await database.stop()
     backend = make_url(url).get_backend_name()
     for name in SHOWN:
         console.print(f"{DATABASES[backend]}, {name}:", *plans[name], sep="\n", highlight=False)
@@ -181,7 +174,7 @@ def start(url: str, bar: Any, report: Report) -> None:
     for _ in range(STARTS):
         bar("start")
         began = time.monotonic()
-        with serve("roster", PEERS["roster"], url) as server:
+        with serve(PEERS["roster"], url) as server:
             while time.monotonic() < began + 30:
                 try:
                     server.client.get("/users/1").raise_for_status()
@@ -233,45 +226,12 @@ def bulk(server: Server, report: Report) -> None:
     report.add("Bulk, 1000 in a request", measured, "20,000 rows/s", rate >= 20_000)
 
 
-def workers(url: str, rounds: int, length: int, bar: Any, report: Report) -> None:
-    """Compare one worker with two, wherever the machine puts them, wrk and PostgreSQL."""
-    os.sched_setaffinity(0, CORES)
-    cells: dict[int, Any] = {1: [], 2: []}
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="roster-bench-")))
-        script = scripts(url, SMALL, folder)["get"]
-        servers = {}
-        for count in cells:
-            peer = Peer(f"Roster, {count} workers", f"{UVICORN} --workers={count} app:app")
-            servers[count] = stack.enter_context(serve("roster", peer, url))
-            servers[count].wait()
-            time.sleep(1)  # the first worker has answered; the second may not be there yet
-        for process in psutil.Process().children(recursive=True):
-            for thread in process.threads():
-                os.sched_setaffinity(thread.id, CORES)
-        for _ in range(rounds):
-            for count, server in servers.items():
-                bar(f"PostgreSQL: get one, --workers {count}")
-                cells[count].append(measure(server, script, length))
-    os.sched_setaffinity(0, LOAD_CORES)
-    # If wrk, PostgreSQL and one worker together take 1.5 cores, two cores cannot do twice as much.
-    used = sum(median(cells[1], who) for who in ("server", "wrk", "database"))
-    most = min(2.0, len(CORES) / used)
-    times = ratio(cells[2], cells[1])
-    report.add(
-        "Get one, --workers 2",
-        f"{times:.2f}x ({median(cells[1], 'rps'):,.0f}, {median(cells[2], 'rps'):,.0f} req/s)",
-        f"{0.8 * most:.2f}x ({len(CORES)} cores allow {most:.2f}x)",
-        times >= 0.8 * most,
-    )
-
-
 def run(args: argparse.Namespace) -> None:
     """Measure everything, and print it."""
     reports = []
     steps = len(OPERATIONS) * 2 * args.rounds + 3 + STARTS
     with progress_bar() as progress:
-        task = progress.add_task("", total=steps * len(args.backend) + 1 + 2 * args.rounds)
+        task = progress.add_task("", total=steps * len(args.backend) + 1)
 
         def bar(what: str) -> None:
             progress.update(task, description=what, advance=1)
@@ -297,12 +257,10 @@ def run(args: argparse.Namespace) -> None:
                     bar(f"SQLite: export {rows:,} rows, and add {1000 * BULKS:,}")
                     url = stack.enter_context(database.new())
                     fill(url, rows)
-                    with serve("roster", PEERS["roster"], url) as server:
+                    with serve(PEERS["roster"], url) as server:
                         server.wait()
                         export(server, rows, report)
                         bulk(server, report)
-                else:
-                    workers(urls[SMALL], args.rounds, args.seconds, bar, report)
             reports.append(report)
     console.print(*(report.grid for report in reports))
     others = statistics.median(share for report in reports for share in report.others)
@@ -315,7 +273,7 @@ def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description="Measure Roster with many users.")
     parser.add_argument("--rows", type=int, default=10_000_000, help="more than 10,000")
-    parser.add_argument("--backend", nargs="+", choices=DATABASES, default=list(DATABASES))
+    parser.add_argument("--backend", nargs="+", choices=SQL[:2], default=SQL[:2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=2, help="how long a measurement takes")
     args = parser.parse_args()

@@ -11,33 +11,44 @@ from typing import Any
 from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection, Table, event
+from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
-from db import get_engines, get_settings
-from errors import Fault, classify
-from models import Millis
-from start import CannotStart
-from store import choose_backend
-from tables import REVISIONS
+import app  # noqa: F401 (it imports every module that has tables)
+from db import get_backend
+from engine import Database, SettingsError, UTCMillis, revisions_in
+from errors import FAULTS
+from lifespan import MIGRATIONS, StartError
+from store import Backend, Kind
+from store_sql import sql_fault
 
-backend: Any = choose_backend(get_settings().database_url.get_secret_value())
-if backend.__name__ != "store_sql":
-    sys.exit("DATABASE_URL: only SQLite, PostgreSQL, MySQL and MariaDB have migrations.")
 
+def get_database() -> Database:
+    """Return the SQL database of the settings; end with one line if there is none."""
+    try:
+        backend: Backend = get_backend()
+    except SettingsError as error:
+        sys.exit(str(error))
+    if not isinstance(backend, Database):
+        sys.exit("DATABASE_URL: only SQLite, PostgreSQL, MySQL and MariaDB have migrations.")
+    return backend
+
+
+database = get_database()
 logging.basicConfig(format="%(message)s")
 logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
 logging.getLogger("alembic.autogenerate").setLevel(logging.INFO)
 logging.getLogger("alembic.util.messaging").propagate = False  # it prints the same by itself
 logging.getLogger("asyncmy").setLevel(logging.ERROR)  # MySQL's notes, on Alembic's own table too
 
-engine = get_engines().writer
+engine = database.writer
 
 
 @event.listens_for(engine.sync_engine, "do_connect")
 def give_time(_: Any, __: Any, ___: Any, options: dict[str, Any]) -> None:
     """Lift the time limits of a request's statements: an index on millions of rows takes minutes.
 
-    But wait for the lock of a table for three seconds only, for whoever comes then waits too.
+    But wait for a table's lock for three seconds only, because all later requests wait behind it.
     """
     match engine.dialect.name:
         case "postgresql":
@@ -50,9 +61,9 @@ def give_time(_: Any, __: Any, ___: Any, options: dict[str, Any]) -> None:
 
 @event.listens_for(engine.sync_engine, "connect")
 def leave_foreign_keys(connection: Any, _: Any) -> None:
-    """Do not let SQLite follow foreign keys (https://www.sqlite.org/lang_altertable.html#otheralter).
+    """Switch SQLite's foreign keys off (https://www.sqlite.org/lang_altertable.html#otheralter).
 
-    A batch makes a new table and drops the old one: rows of others that point to it would go too.
+    A batch makes a new table and drops the old one, and the rows that refer to it with that.
     """
     if engine.dialect.name == "sqlite":
         connection.cursor().execute("PRAGMA foreign_keys=OFF")
@@ -60,10 +71,7 @@ def leave_foreign_keys(connection: Any, _: Any) -> None:
 
 @event.listens_for(Table, "before_create")
 def keep_autoincrement(table: Table, connection: Connection, **_: Any) -> None:
-    """Let the table that a batch makes on SQLite never give an id twice, if the old one does not.
-
-    Alembic does not see that: it would forget AUTOINCREMENT, and the last id that was given.
-    """
+    """Keep AUTOINCREMENT in the table that a batch makes on SQLite. Alembic would forget it."""
     old = table.name.removeprefix("_alembic_tmp_")
     if old != table.name:
         find = "SELECT sql FROM sqlite_master WHERE name = ?"
@@ -73,7 +81,7 @@ def keep_autoincrement(table: Table, connection: Connection, **_: Any) -> None:
 
 @event.listens_for(Table, "after_create")
 def keep_last_id(table: Table, connection: Connection, **_: Any) -> None:
-    """Let it go on after the last id that the old one gave."""
+    """Continue after the last id that the old table gave."""
     if table.name.startswith("_alembic_tmp_") and table.dialect_options["sqlite"]["autoincrement"]:
         copy = "INSERT INTO sqlite_sequence SELECT ?, seq FROM sqlite_sequence WHERE name = ?"
         old = table.name.removeprefix("_alembic_tmp_")
@@ -89,15 +97,19 @@ def number(_: Any, __: Any, scripts: list[Any]) -> None:
         scripts.clear()
         print("The models and the migrations agree: there is nothing to do.")
     else:
-        scripts[0].rev_id = f"{len(REVISIONS) + 1:04}"
+        scripts[0].rev_id = f"{len(revisions_in(MIGRATIONS)) + 1:04}"
 
 
 def render(kind: str, item: Any, autogenerate: Any) -> Any:
-    """Write a type of ours so that a migration means the same when models.py has changed."""
-    if kind == "type" and isinstance(item, Millis):
+    """Write our type so that a migration keeps its meaning when models.py changes."""
+    if kind == "type" and isinstance(item, UTCMillis):
         autogenerate.imports.add("from sqlalchemy.dialects import mysql")
         return 'sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=3), "mysql")'
     return False
+
+
+# For the operator, not the author of a migration.
+OPERATORS = (Kind.BUSY, Kind.TOO_SLOW, Kind.READ_ONLY, Kind.REFUSED, Kind.FULL)
 
 
 def migrate(connection: Connection | None) -> None:
@@ -111,8 +123,8 @@ def migrate(connection: Connection | None) -> None:
         compare_server_default=True,
         process_revision_directives=number,
         render_item=render,
-        # Alembic expects Python's own transactions, which SQLite would end at each change of a
-        # table; ours end when all is done, or nothing.
+        # Alembic expects Python's own transactions, which end at each change of a table. Ours end
+        # when all is done, or nothing.
         transactional_ddl=engine.dialect.name != "mysql",
     )
     with context.begin_transaction():
@@ -120,26 +132,25 @@ def migrate(connection: Connection | None) -> None:
         if connection and engine.dialect.name == "sqlite":
             broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
             if broken:
-                raise CommandError(f"Rows of {broken[0]} would point to no row of {broken[2]}.")
+                raise CommandError(f"Rows of {broken[0]} would refer to no row of {broken[2]}.")
 
 
 async def connect_and_migrate() -> None:
-    """Do so with a connection; leave with one line if the database does not let us, or is away."""
+    """Run them; end with one line if the database is unreachable or refuses."""
     connected = False
     try:
         async with engine.connect() as connection:
             connected = True
             await connection.run_sync(migrate)
-    except Exception as error:
+    except (SQLAlchemyError, TypeError) as error:
         if not connected:
-            sys.exit(str(CannotStart(backend, error)))
-        code = backend.driver_code(error)
-        fault = classify(error, code)
-        if fault not in (Fault.BUSY, Fault.TOO_SLOW, Fault.READ_ONLY, Fault.REFUSED, Fault.FULL):
+            sys.exit(str(StartError(database, error)))
+        fault = sql_fault(error) if isinstance(error, SQLAlchemyError) else None
+        if not fault or fault.kind not in OPERATORS:
             raise  # the author of a migration has to see what is wrong in it
-        sys.exit(f"DATABASE_URL: {backend.place()}: {fault.detail} ({code})")
+        sys.exit(f"DATABASE_URL: {database.place}: {FAULTS[fault.kind][1]} ({fault.code})")
     finally:
-        await engine.dispose()
+        await database.stop()
 
 
 if context.is_offline_mode():

@@ -5,19 +5,19 @@ The benchmark prints them too, so this knows nothing of pytest.
 
 import re
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from models import Cursor, Sort, UserQuery, UserRow, UserUpdate, fold
+from fields import fold
+from models import UserRead, UserUpdate
+from paging import Cursor, Sort, UserQuery
+from store_sql import SQLUserStore
 
-if TYPE_CHECKING:
-    from store_sql import SQLUserStore
-
-Ask = Callable[["SQLUserStore", UserRow], Awaitable[Any]]
+Ask = Callable[[SQLUserStore, UserRead], Awaitable[Any]]
 
 
 class Question(NamedTuple):
@@ -36,7 +36,7 @@ class Question(NamedTuple):
 def page(sort: Sort, after: bool = False, prefix: bool = False) -> Question:
     """Return the question for a page: the first one or the one after a user, of all or by name."""
 
-    async def ask(store: "SQLUserStore", user: UserRow) -> None:
+    async def ask(store: SQLUserStore, user: UserRead) -> None:
         query = {"sort": sort, "name": user.name[:1] if prefix else ""}
         if after:
             query["cursor"] = Cursor(sort, user.id, user.name).encode()
@@ -45,9 +45,13 @@ def page(sort: Sort, after: bool = False, prefix: bool = False) -> Question:
     return Question(ask, sort.removeprefix("-"), seeks=after or prefix)
 
 
+CHANGE = UserUpdate.model_validate({"name": "A"})
 QUESTIONS = {
     "get": Question(lambda store, user: store.get(user.id), "id"),
-    "change": Question(lambda store, user: store.change(user.id, UserUpdate(name="A"), None), "id"),
+    "change": Question(
+        lambda store, user: store.change(user.id, UserUpdate.model_validate({"name": "A"}), None),
+        "id",
+    ),
     "remove": Question(lambda store, user: store.remove(user.id, None), "id"),
     "page by id": page("id"),
     "page by id, turned": page("-id"),
@@ -127,21 +131,15 @@ def complaints(backend: str, question: Question, plan: str) -> list[str]:
 
 async def explain(engine: AsyncEngine, user_id: int) -> dict[str, list[str]]:
     """Ask all questions about a user; return the plans of the statements that each has sent."""
-    from store_sql import SQLUserStore  # it makes its engine when it is imported
-
     sent: list[tuple[str, Any]] = []
 
     @event.listens_for(engine.sync_engine, "before_cursor_execute")
     def listen(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
         sent.append((statement, parameters))
 
-    async def read(statement: Any, parameters: Any) -> Any:
-        return (await session.exec(statement, params=parameters)).all()
-
     plans: dict[str, list[str]] = {}
     session = AsyncSession(engine, expire_on_commit=False)
-    # The store reads with the engine of DATABASE_URL; and what it commits could not be rolled back.
-    with patch("store_sql.read", read), patch.object(session, "commit", session.flush):
+    with patch.object(session, "commit", session.flush):  # what is committed can't be rolled back
         user = await SQLUserStore(session).get(user_id)
         for name, question in QUESTIONS.items():
             await session.connection()

@@ -26,7 +26,6 @@ from sqlalchemy.engine import make_url
 from test_contract import add
 from test_start import only_line, relay, start_and_fail
 
-import db
 from cli import Stop, back_up, read_rows
 
 Row = tuple[Any, ...]
@@ -58,10 +57,16 @@ def refusal(result: Result) -> str:
     return lines[0]
 
 
+SELECT = (
+    "SELECT id, name, email, created_at, updated_at, version, name_key, email_key"
+    " FROM users ORDER BY id"
+)
+
+
 def rows(file: Path) -> list[Row]:
     """Return all users in a SQLite file, by id."""
     with closing(sqlite3.connect(file)) as connection:
-        return connection.execute("SELECT * FROM users ORDER BY id").fetchall()
+        return connection.execute(SELECT).fetchall()
 
 
 def change(file: Path, *statements: str) -> None:
@@ -81,7 +86,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a SQLite file with more users than a batch, in all versions; the last two gone."""
     file = tmp_path_factory.mktemp("filled") / "roster.db"
     result = cli("import", "-", given=people(1202), url=f"sqlite:///{file}")
-    assert result.stdout == "1,202 users stored, 0 lines refused.\n"
+    assert result.stdout == "1,202 users stored, 0 lines rejected.\n"
     change(
         file,
         "DELETE FROM users WHERE id IN (500, 1201, 1202)",
@@ -112,10 +117,10 @@ def test_copy_that_broke_off_is_no_copy_and_the_same_command_goes_on(
         # The first batch comes through; then the source breaks.
         change(source, "UPDATE users SET version = 'x' WHERE id = 1150")
         assert refusal(cli(*copy)) == (
-            "SRC_URL: user 1150 is damaged: Expected `int`, got `str` - at `$.version`."
-            " The copy is not finished; the same command again goes on."
+            "SRC_URL: user 1150 is corrupt: Expected `int`, got `str` - at `$.version`."
+            " The copy is unfinished; the same command continues it."
         )
-        unfinished = "holds a copy that is not finished: run that `cli.py copy` again"
+        unfinished = "holds an unfinished copy: run that `cli.py copy` again"
         assert unfinished in only_line(start_and_fail(tmp_path, {"DATABASE_URL": url}))
         change(
             source,  # who is changed, gone, or has somebody else's address now
@@ -160,7 +165,7 @@ def test_user_who_is_damaged_is_named_and_not_exported(
     source: Path, tmp_path: Path, damage: str, said: str
 ) -> None:
     change(source, damage)
-    said = f"user 7 is damaged: {said}."
+    said = f"user 7 is corrupt: {said}."
     assert refusal(cli("export", url=f"sqlite:///{source}")) == f"DATABASE_URL: {said}"
     copy = cli("copy", f"sqlite:///{source}", f"sqlite:///{tmp_path}/new.db")
     assert refusal(copy).startswith(f"SRC_URL: {said}")
@@ -214,7 +219,7 @@ def test_copy_that_is_stopped_or_killed_or_changed_under_it_goes_on(
     with copy_until(stored, *urls, start_new_session=True) as process:
         os.killpg(process.pid, signal.SIGINT)  # Ctrl-C reaches all processes of the terminal
         assert process.communicate(timeout=10) == (
-            *("", "Stopped. The copy is not finished; the same command again goes on.\n"),
+            *("", "Stopped. The copy is unfinished; the same command continues it.\n"),
         )
     before = stored()
     assert before < 8000
@@ -222,13 +227,13 @@ def test_copy_that_is_stopped_or_killed_or_changed_under_it_goes_on(
         process.kill()
     before = stored()
     assert before < 8000
-    assert "not finished" in refusal(cli("export", url=urls[1]))
+    assert "unfinished" in refusal(cli("export", url=urls[1]))
     with copy_until(lambda: stored() > before, *urls) as process:
         change(source, "UPDATE users SET name = 'New', name_key = 'new' WHERE id = 1")
         assert process.communicate(timeout=30) == (
             "",
             "The two differ: users were changed meanwhile. Stop the apps."
-            " The copy is not finished; the same command again goes on.\n",
+            " The copy is unfinished; the same command continues it.\n",
         )
     result = cli("copy", *urls)
     assert rows(file) == rows(source)
@@ -254,8 +259,8 @@ def test_copy_whose_database_goes_away_says_how_to_go_on(database: Database, man
                 out, err = process.communicate(timeout=30)
         assert (process.returncode, out) == (1, "")
         (line,) = err.splitlines()
-        assert line.startswith(f"Redis at 127.0.0.1:{port}, database 1: The database does not")
-        assert line.endswith("The copy is not finished; the same command again goes on.")
+        assert line.startswith(f"Redis at 127.0.0.1:{port}, database 1: The database is unr")
+        assert line.endswith("The copy is unfinished; the same command continues it.")
         assert str(real.password) not in line
         empty_redis(url)
 
@@ -267,7 +272,7 @@ def test_copy_from_a_database_that_is_away_changes_nothing(tmp_path: Path) -> No
     line = refusal(cli("copy", away, url))
     assert line.startswith("SRC_URL: PostgreSQL at 127.0.0.1")
     assert "hunter2" not in line
-    assert "not finished" not in line
+    assert "unfinished" not in line
     line = refusal(cli("copy", url, away))
     assert line.startswith("DST_URL: PostgreSQL at 127.0.0.1")
     assert "hunter2" not in line
@@ -296,7 +301,7 @@ def test_import_stores_the_valid_and_lists_the_others_and_all_are_exported(
         "a,b,c,d\r\n"
     )
     listed = [
-        "line 3: email: somebody has this address already",
+        "line 3: email: another user has this address",
         "line 4: name: String should have at least 1 character; email: not a valid email address:"
         " An email address must have an @-sign.",
         "line 6: email: line 2 has this address already",
@@ -304,11 +309,11 @@ def test_import_stores_the_valid_and_lists_the_others_and_all_are_exported(
     ]
     dry = cli("import", "-", "--dry-run", given=given, url=database.url)
     assert dry.stderr.splitlines() == listed
-    assert (dry.returncode, dry.stdout) == (1, "2 users would be stored, 4 lines refused.\n")
+    assert (dry.returncode, dry.stdout) == (1, "2 users would be stored, 4 lines rejected.\n")
     assert len(client.get("/users/").json()["items"]) == 1
     wet = cli("import", "-", given=given, url=database.url)
     assert wet.stderr == dry.stderr
-    assert (wet.returncode, wet.stdout) == (1, "2 users stored, 4 lines refused.\n")
+    assert (wet.returncode, wet.stdout) == (1, "2 users stored, 4 lines rejected.\n")
     users = client.get("/users/").json()["items"]
     assert [user["name"] for user in users[1:]] == ["Ada", "Turing, Alan"]
 
@@ -341,7 +346,7 @@ def test_import_of_json_lines_takes_what_the_api_takes(tmp_path: Path) -> None:
         "line 6: not an object with a name and an email",
         "line 7: not JSON: Expecting ',' delimiter",
     ]
-    assert (result.returncode, result.stdout) == (1, "2 users stored, 5 lines refused.\n")
+    assert (result.returncode, result.stdout) == (1, "2 users stored, 5 lines rejected.\n")
     assert [(row[0], row[1]) for row in rows(tmp_path / "roster.db")] == [(1, "Ada"), (2, "Alan")]
 
 
@@ -456,7 +461,7 @@ def test_backup_while_somebody_writes_is_whole(source: Path, tmp_path: Path) -> 
     assert result.stdout == f"1,199 users backed up to {file}.\n"
     versions = {row[0]: row[5] for row in rows(file)}
     assert 10 < versions[1] == versions[1200] <= len(written) + 1
-    assert refusal(cli("backup", file, url=url)) == f"{file}: is there already. Give another name."
+    assert refusal(cli("backup", file, url=url)) == f"{file}: exists already. Give another name."
     assert {row[0]: row[5] for row in rows(file)} == versions
     assert "No such file" in refusal(cli("backup", tmp_path / "no" / "backup.db", url=url))
     # Nothing else is left.
@@ -490,14 +495,9 @@ def test_backup_that_fails_leaves_no_file(source: Path, tmp_path: Path) -> None:
         ("redis://a:hunter2@localhost/0", "BGSAVE"),
     ],
 )
-def test_backup_of_another_database_names_its_tool(
-    monkeypatch: pytest.MonkeyPatch, url: str, tool: str
-) -> None:
-    monkeypatch.setenv("DATABASE_URL", url)
-    db.get_settings.cache_clear()
+def test_backup_of_another_database_names_its_tool(url: str, tool: str) -> None:
     with pytest.raises(Stop, match=tool):
-        asyncio.run(back_up(Path("backup.db")))
-    db.get_settings.cache_clear()
+        asyncio.run(back_up(Path("backup.db"), url))
 
 
 # all of them
@@ -506,7 +506,7 @@ def test_backup_of_another_database_names_its_tool(
 def test_each_command_fails_with_one_line_without_a_secret(tmp_path: Path) -> None:
     away = f"postgresql://roster:hunter2@127.0.0.1:{free_port()}/x"
     for arguments, words in (
-        (("import", "-", "--database-url", away), "does not answer"),
+        (("import", "-", "--database-url", away), "is unreachable"),
         (("export", "--database-url", f"{away}@y"), "write an @"),
         (
             ("backup", "file", "--database-url", away),

@@ -263,17 +263,21 @@ def test_clients_who_leave_do_no_harm(client: httpx.Client, server: Server) -> N
 @pytest.mark.parametrize("database", ["sqlite", "postgresql", "mysql"], indirect=True)
 def test_session_for_reading_cannot_change_anything(database: Database) -> None:
     code = (
-        "import asyncio, db, models, store_sql\n"
+        "import asyncio, db\n"
+        "from lifespan import start\n"
+        "from models import User\n"
+        "from engine import codes\n"
+        "from sqlalchemy import insert\n"
         "from sqlalchemy.exc import DBAPIError\n"
         "async def main():\n"
-        "    await store_sql.start()\n"
-        "    new = models.UserCreate(name='a', email='reader@example.com')\n"
-        "    async with db.open_session(reading=True) as session:\n"
+        "    await start(db.get_backend())\n"
+        "    new = {'name': 'a', 'email': 'reader@example.com'}\n"
+        "    async with db.open_session(read_only=True) as session:\n"
         "        try:\n"
-        "            await session.exec(store_sql.INSERT, params=store_sql.new_row(new))\n"
+        "            await session.exec(insert(User), params=new)\n"
         "        except DBAPIError as error:\n"
-        "            print(store_sql.driver_code(error))\n"
-        "    await store_sql.stop()\n"
+        "            print(codes(error)[0])\n"
+        "    await db.get_backend().stop()\n"
         "asyncio.run(main())\n"
     )
     env = {**os.environ, "DATABASE_URL": database.url}

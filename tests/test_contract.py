@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from models import fold
+from fields import fold
 
 User = dict[str, Any]
 numbers = count(1)
@@ -671,9 +671,9 @@ def test_openapi_document_describes_every_status(openapi: dict[str, Any]) -> Non
     assert described == {
         "POST /users/": {"201", "409"} | sending,
         "GET /users/": {"200"} | reading,
-        "GET /users/{id}": {"200", "304", "404"} | reading,
-        "PATCH /users/{id}": {"200", "404", "409", "412"} | sending,
-        "DELETE /users/{id}": {"204", "404", "412"} | writing,
+        "GET /users/{user_id}": {"200", "304", "404"} | reading,
+        "PATCH /users/{user_id}": {"200", "404", "409", "412"} | sending,
+        "DELETE /users/{user_id}": {"204", "404", "412"} | writing,
         "POST /users/bulk": {"201", "409"} | sending,
         "GET /users/export": {"200"} | reading,
         "GET /livez": {"200", "403"},

@@ -17,9 +17,11 @@ from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.collection import Collection
 from test_contract import add, read_all
 
-import db
-from errors import Fault, classify
-from models import UserCreate, UserQuery
+from lifespan import start
+from models import UserCreate
+from paging import UserQuery
+from store import Kind, find_fault
+from store_mongo import MongoUserStore
 
 on_mongodb = pytest.mark.parametrize("database", ["mongodb"], indirect=True)
 
@@ -37,7 +39,7 @@ def test_standalone_server_is_told_at_the_start_and_stores_no_list(tmp_path: Pat
         for query in ("", "?on_conflict=skip"):
             response = client.post(f"/users/bulk{query}", json=new)
             assert response.status_code == 503
-            assert "standalone server without transactions" in response.json()["detail"]
+            assert "This MongoDB has no transactions" in response.json()["detail"]
         assert read_all(client) == [user]
         assert "Traceback" not in server.printed()
 
@@ -124,19 +126,14 @@ def test_list_that_waits_for_another_transaction_is_503_in_time(
 def test_reading_that_is_cancelled_loses_no_socket_and_may_fail_unseen(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("DATABASE_URL", database.url)
-    db.get_settings.cache_clear()
-    import store_mongo
-
-    store_mongo.make_store.cache_clear()
+    store = MongoUserStore(database.url)
 
     async def fail_later(_: Any) -> None:
         await asyncio.sleep(0.01)
         raise pymongo.AutoReconnect("gone")
 
     async def read_and_leave() -> None:
-        await store_mongo.start()
-        store = await store_mongo.get_store()
+        await start(store)
         for milliseconds in range(20):
             reading = [asyncio.create_task(store.page(UserQuery(), 5)) for _ in range(5)]
             await asyncio.sleep(milliseconds / 1000)
@@ -152,12 +149,10 @@ def test_reading_that_is_cancelled_loses_no_socket_and_may_fail_unseen(
         await asyncio.sleep(0.02)
         gc.collect()  # asyncio says then what nobody has looked at
         await store.ping()
-        await store_mongo.stop()
+        await store.stop()
 
     asyncio.run(read_and_leave())  # a socket that is lost warns, and warnings are errors here
     assert not caplog.messages
-    store_mongo.make_store.cache_clear()
-    db.get_settings.cache_clear()
 
 
 class Asked(monitoring.CommandListener):
@@ -179,34 +174,27 @@ class Asked(monitoring.CommandListener):
 
 @on_mongodb
 def test_get_and_a_page_take_one_round_trip_and_create_two(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    database: Database,
 ) -> None:
     asked = Asked()
     monitoring.register(asked)
     with database.new() as url:
-        monkeypatch.setenv("DATABASE_URL", url)
-        db.get_settings.cache_clear()
-        import store_mongo
-
-        store_mongo.make_store.cache_clear()
+        store = MongoUserStore(url)
 
         async def use() -> None:
-            await store_mongo.start()
+            await start(store)
             asked.commands.clear()
-            store = await store_mongo.get_store()
             user = await store.add(UserCreate(name="Ada", email="ada@example.com"))
             await store.get(user.id)
             await store.page(UserQuery(sort="name"), 50)
             commands = asked.commands.copy()
-            await store_mongo.stop()
+            await store.stop()
             assert commands == ["findAndModify", "insert", "find", "find"]
 
         try:
             asyncio.run(use())
         finally:
             monitoring._LISTENERS.command_listeners.remove(asked)
-    store_mongo.make_store.cache_clear()
-    db.get_settings.cache_clear()
 
 
 def refused_insert(code: int) -> pymongo.BulkWriteError:
@@ -217,36 +205,31 @@ def refused_insert(code: int) -> pymongo.BulkWriteError:
 @pytest.mark.parametrize(
     ("error", "fault"),
     [
-        (pymongo.DuplicateKeyError("", 11000), Fault.CONFLICT),
-        (refused_insert(11000), Fault.CONFLICT),
-        (refused_insert(14031), Fault.FULL),
-        (pymongo.OperationFailure("", 14031), Fault.FULL),
-        (pymongo.OperationFailure("", 112), Fault.BUSY),
-        (pymongo.ServerSelectionTimeoutError(), Fault.AWAY),
-        (pymongo.AutoReconnect(), Fault.AWAY),
-        (pymongo.WaitQueueTimeoutError(), Fault.AWAY),
-        (pymongo.NetworkTimeout(), Fault.TOO_SLOW),
-        (pymongo.ExecutionTimeout("", 50), Fault.TOO_SLOW),
-        (pymongo.WTimeoutError("", 64), Fault.TOO_SLOW),
-        (pymongo.NotPrimaryError("", {"code": 10107}), Fault.READ_ONLY),
-        (pymongo.NotPrimaryError(""), Fault.READ_ONLY),
-        (pymongo.OperationFailure("", 18), Fault.REFUSED),
-        (pymongo.OperationFailure("", 13), Fault.REFUSED),
-        (pymongo.OperationFailure("", 20), Fault.NO_TRANSACTIONS),
-        (bson.errors.InvalidStringData(), Fault.BAD_VALUE),
-        (OverflowError(), Fault.BAD_VALUE),
+        (pymongo.DuplicateKeyError("", 11000), Kind.CONFLICT),
+        (refused_insert(11000), Kind.CONFLICT),
+        (refused_insert(14031), Kind.FULL),
+        (pymongo.OperationFailure("", 14031), Kind.FULL),
+        (pymongo.OperationFailure("", 112), Kind.BUSY),
+        (pymongo.ServerSelectionTimeoutError(), Kind.UNREACHABLE),
+        (pymongo.AutoReconnect(), Kind.UNREACHABLE),
+        (pymongo.WaitQueueTimeoutError(), Kind.UNREACHABLE),
+        (pymongo.NetworkTimeout(), Kind.TOO_SLOW),
+        (pymongo.ExecutionTimeout("", 50), Kind.TOO_SLOW),
+        (pymongo.WTimeoutError("", 64), Kind.TOO_SLOW),
+        (pymongo.NotPrimaryError("", {"code": 10107}), Kind.READ_ONLY),
+        (pymongo.NotPrimaryError(""), Kind.READ_ONLY),
+        (pymongo.OperationFailure("", 18), Kind.REFUSED),
+        (pymongo.OperationFailure("", 13), Kind.REFUSED),
+        (pymongo.OperationFailure("", 20), Kind.NO_TRANSACTIONS),
+        (bson.errors.InvalidStringData(), Kind.BAD_VALUE),
+        (OverflowError(), Kind.BAD_VALUE),
         # MySQL's numbers are not MongoDB's.
-        (pymongo.OperationFailure("", 1062), Fault.BUG),
-        (pymongo.InvalidOperation(), Fault.BUG),
+        (pymongo.OperationFailure("", 1062), None),
+        (pymongo.InvalidOperation(), None),
     ],
     ids=repr,
 )
-def test_errors_of_pymongo_have_their_answer(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, fault: Fault
-) -> None:
-    monkeypatch.setenv("DATABASE_URL", "mongodb://localhost")
-    db.get_settings.cache_clear()
-    from store_mongo import driver_code  # it makes a client, of which nothing is asked
-
-    db.get_settings.cache_clear()
-    assert classify(error, driver_code(error)) is fault
+def test_errors_of_pymongo_have_their_answer(error: Exception, fault: Kind | None) -> None:
+    store = MongoUserStore("mongodb://localhost")
+    found = find_fault(store.codes(error), store.kinds, store.place)
+    assert (found and found.kind) is fault

@@ -15,8 +15,10 @@ from plans import QUESTIONS, complaints, explain
 from sqlalchemy import make_url
 from sqlmodel import SQLModel
 
-from engines import make_engines
-from models import UserCreate
+from engine import Database as SQLDatabase
+from models import User
+from rows import new_row
+from store_sql import INSERT
 
 ROWS = 30_000  # few rows are read and sorted faster without an index
 ANALYZE = {"sqlite": "ANALYZE", "postgresql": "ANALYZE users", "mysql": "ANALYZE TABLE users"}
@@ -40,30 +42,25 @@ def plans(database: Database, backend: str) -> Plans:
 @cache
 def rows() -> list[dict[str, Any]]:
     """Return the rows; a quarter of the names has the same prefix."""
-    from store_sql import new_row  # it makes its engine when it is imported
-
     return [
-        new_row(UserCreate(name=f"{'ABCD'[i % 4]} {i:05}", email=f"{i}@example.com"))
+        new_row(User, {"name": f"{'ABCD'[i % 4]} {i:05}", "email": f"{i}@example.com"})
         for i in range(ROWS)
     ]
 
 
 async def plans_with(url: str, *statements: str) -> Plans:
     """Return the plans after these statements, on a new table with many rows."""
-    from store_sql import INSERT  # it makes its engine when it is imported
-
-    engines = make_engines(make_url(url), 2)
+    database = SQLDatabase(url, size=2)
     try:
-        async with engines.writer.begin() as connection:
+        async with database.writer.begin() as connection:
             await connection.run_sync(SQLModel.metadata.create_all)
             await connection.execute(INSERT, rows())
-        async with engines.writer.begin() as connection:
+        async with database.writer.begin() as connection:
             for statement in statements:
                 await connection.exec_driver_sql(statement)
-        return await explain(engines.writer, ROWS // 2 + 2)
+        return await explain(database.writer, ROWS // 2 + 2)
     finally:
-        for engine in engines[:2]:
-            await engine.dispose()
+        await database.stop()
 
 
 @SQL

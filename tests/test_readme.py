@@ -12,7 +12,9 @@ import pytest
 from conftest import ROOT, answers, wait_until
 from databases import free_port
 
-from tables import REVISIONS
+from engine import revisions_in
+
+REVISIONS = revisions_in(ROOT / "migrations")
 
 README = (ROOT / "README.md").read_text()
 FOLDER = "/home/ada/roster"  # where the README's reader is

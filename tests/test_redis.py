@@ -22,9 +22,9 @@ from sqlalchemy.engine import URL, make_url
 from test_contract import add, fields, read_all
 from test_start import only_line, start_and_fail
 
-import db
-from errors import Fault, classify
-from models import fold
+from fields import fold
+from store import Kind, find_fault
+from store_redis import RedisUserStore
 
 
 @pytest.fixture(scope="module")
@@ -315,36 +315,31 @@ def test_read_whose_answer_is_lost_is_sent_once_more(url: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("said", "fault"),
     [
-        ("OOM command not allowed when used memory > 'maxmemory'.", Fault.FULL),
-        ("READONLY You can't write against a read only replica.", Fault.READ_ONLY),
-        ("MISCONF Errors writing to the AOF file.", Fault.READ_ONLY),
-        ("NOREPLICAS Not enough good replicas to write.", Fault.READ_ONLY),
-        ("LOADING Redis is loading the dataset in memory", Fault.AWAY),
-        ("MASTERDOWN Link with MASTER is down", Fault.AWAY),
-        ("ERR max number of clients reached", Fault.AWAY),
-        ("BUSY Redis is busy running a script.", Fault.BUSY),
-        ("NOAUTH Authentication required.", Fault.REFUSED),
-        ("WRONGPASS invalid username-password pair", Fault.REFUSED),
-        ("NOPERM this user has no permissions", Fault.REFUSED),
-        ("ERR DB index is out of range", Fault.REFUSED),
-        ("ERR unknown command", Fault.BUG),
-        ("WRONGTYPE Operation against a key holding the wrong kind of value", Fault.BUG),
-        (redis_errors.ConnectionError("Connection closed by server."), Fault.AWAY),
-        (redis_errors.TimeoutError("Timeout reading from socket"), Fault.AWAY),
+        ("OOM command not allowed when used memory > 'maxmemory'.", Kind.FULL),
+        ("READONLY You can't write against a read only replica.", Kind.READ_ONLY),
+        ("MISCONF Errors writing to the AOF file.", Kind.READ_ONLY),
+        ("NOREPLICAS Not enough good replicas to write.", Kind.READ_ONLY),
+        ("LOADING Redis is loading the dataset in memory", Kind.UNREACHABLE),
+        ("MASTERDOWN Link with MASTER is down", Kind.UNREACHABLE),
+        ("ERR max number of clients reached", Kind.UNREACHABLE),
+        ("BUSY Redis is busy running a script.", Kind.BUSY),
+        ("NOAUTH Authentication required.", Kind.REFUSED),
+        ("WRONGPASS invalid username-password pair", Kind.REFUSED),
+        ("NOPERM this user has no permissions", Kind.REFUSED),
+        ("ERR DB index is out of range", Kind.REFUSED),
+        ("ERR unknown command", None),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", None),
+        (redis_errors.ConnectionError("Connection closed by server."), Kind.UNREACHABLE),
+        (redis_errors.TimeoutError("Timeout reading from socket"), Kind.UNREACHABLE),
     ],
     ids=lambda value: str(value)[:24],
 )
-def test_errors_of_redis_have_their_answer(
-    monkeypatch: pytest.MonkeyPatch, said: str | Exception, fault: Fault
-) -> None:
-    monkeypatch.setenv("DATABASE_URL", "redis://localhost")
-    db.get_settings.cache_clear()
-    from store_redis import driver_code  # it makes a client, of which nothing is asked
-
-    db.get_settings.cache_clear()
+def test_errors_of_redis_have_their_answer(said: str | Exception, fault: Kind | None) -> None:
     parse: Any = BaseParser.parse_error
     error = parse(said) if isinstance(said, str) else said
-    assert classify(error, driver_code(error)) is fault
+    store = RedisUserStore("redis://localhost")
+    found = find_fault(store.codes(error), store.kinds, store.place)
+    assert (found and found.kind) is fault
 
 
 def test_get_a_page_and_create_take_one_round_trip_each(

@@ -11,16 +11,17 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InvalidRequestError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import db
-from engines import make_engines
+from engine import Database
 from export import read_pages
-from models import User, UserCreate, index_keys, utc_now
+from lifespan import open_store
+from models import User
 
 
 @pytest.fixture
@@ -29,16 +30,16 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     file = tmp_path / "roster.db"
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{file}")
     db.get_settings.cache_clear()
-    db.get_engines.cache_clear()
+    db.get_backend.cache_clear()
     yield file
     db.get_settings.cache_clear()
-    db.get_engines.cache_clear()
+    db.get_backend.cache_clear()
 
 
 @asynccontextmanager
 async def tables() -> AsyncIterator[None]:
     """Make the tables; close all connections afterwards."""
-    engines = db.get_engines()
+    engines = database()
     async with engines.writer.begin() as connection:
         await connection.run_sync(SQLModel.metadata.create_all)
     try:
@@ -60,9 +61,14 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 def user(i: int, domain: str = "example.com") -> User:
     """Return a new user."""
-    new = UserCreate(name="0", email=f"{i}@{domain}")
-    times = {"created_at": utc_now(), "updated_at": utc_now()}
-    return User.model_validate(new, update={**times, **index_keys(new)})
+    return User(name="0", email=f"{i}@{domain}")
+
+
+def database() -> Database:
+    """Return the database of the settings."""
+    backend = db.get_backend()
+    assert isinstance(backend, Database)
+    return backend
 
 
 def test_connections_have_their_pragmas(file: Path) -> None:
@@ -83,9 +89,9 @@ def test_connections_have_their_pragmas(file: Path) -> None:
 
 def test_reading_session_cannot_write(file: Path) -> None:
     async def test() -> None:
-        async with db.open_session(reading=True) as session:
+        async with db.open_session(read_only=True) as session:
             session.add(user(1))
-            with pytest.raises(OperationalError, match="readonly"):
+            with pytest.raises(InvalidRequestError, match="This session is for reading"):
                 await session.flush()
             await session.rollback()
 
@@ -104,7 +110,7 @@ def test_200_read_modify_writes_are_all_kept(file: Path) -> None:
                 row.name = str(int(row.name) + 1)
 
         await asyncio.gather(*(count_up() for _ in range(200)))
-        async with db.open_session(reading=True) as session:
+        async with db.open_session(read_only=True) as session:
             row = await session.get_one(User, 1)
             assert (row.name, row.version) == ("200", 201)
 
@@ -146,7 +152,7 @@ def test_readers_do_not_wait_for_an_open_writer(file: Path) -> None:
         async with db.open_session() as writing:
             writing.add(user(1))
             await writing.flush()
-            async with asyncio.timeout(1), db.open_session(reading=True) as reading:
+            async with asyncio.timeout(1), db.open_session(read_only=True) as reading:
                 assert await reading.get(User, 1) is None
 
     run(test)
@@ -168,7 +174,7 @@ def test_lock_held_outside_refuses_writers_and_not_readers(file: Path) -> None:
 
         async def read() -> float:
             start = time.monotonic()
-            async with db.open_session(reading=True) as session:
+            async with db.open_session(read_only=True) as session:
                 assert await session.get(User, 1)
             return time.monotonic() - start
 
@@ -190,7 +196,7 @@ def test_two_writers_of_two_processes_wait_for_each_other(file: Path) -> None:
         async with db.open_session() as session:
             session.add(user(1))
         # The pool of another process would be another pool: here are both in one.
-        other = make_engines(db.database_url(), 1).writer
+        other = Database(f"sqlite:///{file}").writer
 
         async def count_up(engine: AsyncEngine) -> None:
             for _ in range(20):
@@ -200,9 +206,9 @@ def test_two_writers_of_two_processes_wait_for_each_other(file: Path) -> None:
                     row.name = str(int(row.name) + 1)
                     await session.commit()
 
-        await asyncio.gather(count_up(db.get_engines().writer), count_up(other))
+        await asyncio.gather(count_up(database().writer), count_up(other))
         await other.dispose()
-        async with db.open_session(reading=True) as session:
+        async with db.open_session(read_only=True) as session:
             assert (await session.get_one(User, 1)).name == "40"
 
     run(test)
@@ -247,11 +253,10 @@ def test_export_holds_no_connection_between_two_pages(file: Path) -> None:
         async with db.open_session() as session:
             session.add_all(user(i) for i in range(450))
         sizes = []
-        from store_sql import SQLUserStore  # its module makes an engine when it is imported
-
-        async for users in read_pages(SQLUserStore()):
-            sizes.append(len(users))
-            assert db.get_engines().reader.pool.checkedout() == 0  # type: ignore[attr-defined]  # QueuePool
+        async with open_store(database(), read_only=True) as store:
+            async for users in read_pages(store):
+                sizes.append(len(users))
+                assert database().reader.pool.checkedout() == 0  # type: ignore[attr-defined]  # QueuePool
         assert sizes == [200, 200, 50]
 
     run(test)

@@ -109,7 +109,7 @@ def test_wrong_setting_is_one_line_without_a_secret(
     ("content", "words"),
     [
         (b"this is no database" * 1000, "is not a SQLite database"),
-        (None, "users that Roster has not made"),  # a database with a table of the same name
+        (None, "a table users of another program"),  # a database with a table of the same name
     ],
 )
 def test_foreign_sqlite_file_is_left_alone(
@@ -235,7 +235,7 @@ def test_database_that_is_away_at_the_start_is_waited_for(
             assert isinstance(read_all(client), list)
         printed = server.printed()
         assert f"127.0.0.1:{port}" in printed
-        assert "does not answer" in printed
+        assert "is unreachable" in printed
         assert "Traceback" not in printed
         assert str(real.password) not in printed
 

@@ -25,7 +25,7 @@ from sqlalchemy import URL
 from test_start import only_line, start_and_fail
 
 SYSTEMS = "/etc/ssl/certs/ca-certificates.crt"  # those whom Debian trusts
-NOBODY = "has a TLS certificate that is not for this host, is out of date, or has nobody"
+UNKNOWN = "has a TLS certificate that is not for this host, has expired, or whose issuer is unknown"
 
 
 @contextmanager
@@ -75,8 +75,8 @@ class Kind(NamedTuple):
 KINDS = {
     "postgresql": Kind(postgresql, "sslrootcert", "or sslmode=verify-full without sslrootcert"),
     "mysql": Kind(mysql, "ssl_ca", "without TLS"),
-    "mongodb": Kind(mongodb, "tlsCAFile", NOBODY),
-    "redis": Kind(redis, "ssl_ca_certs", NOBODY),
+    "mongodb": Kind(mongodb, "tlsCAFile", UNKNOWN),
+    "redis": Kind(redis, "ssl_ca_certs", UNKNOWN),
 }
 
 
@@ -96,7 +96,7 @@ def test_certificate_that_nobody_vouches_for_is_refused(name: str, tmp_path: Pat
             add = f"{'&' if url.query else '?'}{option}="
             for rest, said in {
                 "": without,
-                f"{add}{SYSTEMS}": NOBODY,
+                f"{add}{SYSTEMS}": UNKNOWN,
                 f"{add}/absent": f"{option}: no file of certificates (FileNotFoundError)",
                 f"{add}{__file__}": f"{option}: no file of certificates (SSLError)",
             }.items():

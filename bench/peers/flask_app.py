@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 
 from email_validator import EmailNotValidError, validate_email
 from flask import Flask, abort, request
-from sqlalchemy import BigInteger, DateTime, Integer, String, create_engine, select
+from sqlalchemy import BigInteger, DateTime, Integer, String, create_engine, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, scoped_session, sessionmaker
+from sqlalchemy.orm.exc import StaleDataError
 
 # A sync worker has one thread, and that has one connection.
 engine = create_engine(
@@ -32,10 +33,12 @@ class User(Base):
     email: Mapped[str] = mapped_column(String(254), unique=True)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
-    version: Mapped[int] = mapped_column(default=1)
+    version: Mapped[int] = mapped_column()
+
+    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012  # as SQLAlchemy documents it
 
     def to_dict(self) -> dict[str, object]:
-        """Return what goes out."""
+        """Return a user of a response."""
         return {
             "id": self.id,
             "name": self.name,
@@ -60,17 +63,26 @@ def shutdown_session(_: BaseException | None) -> None:
     db_session.remove()
 
 
+def read_name(name: object) -> str:
+    """Return a name that is valid."""
+    if not isinstance(name, str) or not 1 <= len(name) <= 100:
+        abort(422)
+    return name
+
+
+def read_email(email: object) -> str:
+    """Return an address that is valid."""
+    try:
+        return validate_email(email, check_deliverability=False).normalized
+    except (EmailNotValidError, TypeError):
+        abort(422)
+
+
 @app.post("/users/")
 def create_user():
     """Add a user."""
     data = request.get_json()
-    name = data.get("name")
-    if not isinstance(name, str) or not 1 <= len(name) <= 100:
-        abort(422)
-    try:
-        email = validate_email(data.get("email"), check_deliverability=False).normalized
-    except (EmailNotValidError, TypeError):
-        abort(422)
+    name, email = read_name(data.get("name")), read_email(data.get("email"))
     now = datetime.now(UTC)
     user = User(name=name, email=email, created_at=now, updated_at=now)
     db_session.add(user)
@@ -89,6 +101,9 @@ def read_users():
     if not 1 <= limit <= 200:
         abort(422)
     query = select(User).where(User.id > cursor).order_by(User.id).limit(limit + 1)
+    for word in request.args.get("q", "").split():
+        fields = (User.name, User.email)
+        query = query.where(or_(*(field.icontains(word, autoescape=True) for field in fields)))
     users = db_session.scalars(query).all()
     following = str(users[limit - 1].id) if len(users) > limit else None
     return {"items": [user.to_dict() for user in users[:limit]], "next": following}
@@ -99,3 +114,24 @@ def read_user(user_id: int):
     """Return a user."""
     user = db_session.get(User, user_id)
     return user.to_dict() if user else abort(404)
+
+
+@app.patch("/users/<int:user_id>")
+def update_user(user_id: int):
+    """Change a user."""
+    data = request.get_json()
+    user = db_session.get(User, user_id) or abort(404)
+    if request.headers.get("If-Match") not in (None, f'"{user.version}"'):
+        abort(412)
+    if "name" in data:
+        user.name = read_name(data["name"])
+    if "email" in data:
+        user.email = read_email(data["email"])
+    user.updated_at = datetime.now(UTC)
+    try:
+        db_session.commit()
+    except IntegrityError:
+        abort(409)
+    except StaleDataError:
+        abort(412)
+    return user.to_dict()

@@ -16,11 +16,13 @@ from advanced_alchemy.extensions.litestar import (
     service,
 )
 from email_validator import validate_email
-from litestar import Controller, Litestar, get, post
+from litestar import Controller, Litestar, get, patch, post
+from litestar.exceptions import HTTPException
 from litestar.params import Parameter
-from msgspec import Meta, Struct
-from sqlalchemy import String
+from msgspec import UNSET, Meta, Struct, UnsetType
+from sqlalchemy import String, or_
 from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm.exc import StaleDataError
 
 URL = os.environ["DATABASE_URL"]
 
@@ -32,11 +34,13 @@ class User(base.BigIntAuditBase):
 
     name: Mapped[str] = mapped_column(String(100))
     email: Mapped[str] = mapped_column(String(254), unique=True)
-    version: Mapped[int] = mapped_column(default=1)
+    version: Mapped[int] = mapped_column()
+
+    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012  # as SQLAlchemy documents it
 
 
 class UserCreate(Struct):
-    """What comes in."""
+    """The body of a POST."""
 
     name: Annotated[str, Meta(min_length=1, max_length=100)]
     email: Annotated[str, Meta(max_length=254)]
@@ -46,8 +50,20 @@ class UserCreate(Struct):
         self.email = validate_email(self.email, check_deliverability=False).normalized
 
 
+class UserUpdate(Struct):
+    """The body of a PATCH."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=100)] | UnsetType = UNSET
+    email: Annotated[str, Meta(max_length=254)] | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        """Check the address."""
+        if self.email:
+            self.email = validate_email(self.email, check_deliverability=False).normalized
+
+
 class UserRead(Struct):
-    """What goes out."""
+    """A user in a response."""
 
     id: int
     name: str
@@ -93,10 +109,15 @@ class UserController(Controller):
         users: UserService,
         cursor: int = 0,
         limit: Annotated[int, Parameter(ge=1, le=200)] = 50,
+        q: str = "",
     ) -> UserPage:
         """List users."""
+        wanted = [
+            or_(*(field.icontains(word, autoescape=True) for field in (User.name, User.email)))
+            for word in q.split()
+        ]
         found = await users.list(
-            User.id > cursor, filters.OrderBy("id"), filters.LimitOffset(limit + 1, 0)
+            User.id > cursor, *wanted, filters.OrderBy("id"), filters.LimitOffset(limit + 1, 0)
         )
         following = str(found[limit - 1].id) if len(found) > limit else None
         page = users.to_schema(found[:limit], schema_type=UserRead)
@@ -106,6 +127,24 @@ class UserController(Controller):
     async def read_user(self, users: UserService, user_id: int) -> UserRead:
         """Return a user."""
         return users.to_schema(await users.get(user_id), schema_type=UserRead)
+
+    @patch("/{user_id:int}")
+    async def update_user(
+        self,
+        users: UserService,
+        user_id: int,
+        data: UserUpdate,
+        if_match: Annotated[str | None, Parameter(header="If-Match")] = None,
+    ) -> UserRead:
+        """Change a user."""
+        user = await users.get(user_id)
+        if if_match not in (None, f'"{user.version}"'):
+            raise HTTPException(status_code=412)
+        try:
+            user = await users.update(data, item_id=user_id)
+        except StaleDataError:
+            raise HTTPException(status_code=412) from None
+        return users.to_schema(user, schema_type=UserRead)
 
 
 alchemy = SQLAlchemyPlugin(

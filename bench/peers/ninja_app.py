@@ -22,7 +22,7 @@ if url.scheme == "sqlite":
     }
 else:
     database = {
-        "ENGINE": "django.db.backends.postgresql",
+        "ENGINE": f"django.db.backends.{url.scheme}",
         "NAME": url.path.removeprefix("/"),
         "USER": unquote(url.username or ""),
         "PASSWORD": unquote(url.password or ""),
@@ -40,10 +40,10 @@ django.setup()
 
 # Django wants to be set up before a model is made.
 from django.core.wsgi import get_wsgi_application  # noqa: E402 (as above)
-from django.db import IntegrityError, models  # noqa: E402 (as above)
+from django.db import IntegrityError, models, transaction  # noqa: E402 (as above)
 from django.shortcuts import get_object_or_404  # noqa: E402 (as above)
 from django.urls import path  # noqa: E402 (as above)
-from ninja import NinjaAPI, Query, Schema  # noqa: E402 (as above)
+from ninja import Header, NinjaAPI, Query, Schema  # noqa: E402 (as above)
 from ninja.errors import HttpError  # noqa: E402 (as above)
 
 
@@ -64,15 +64,26 @@ class User(models.Model):
         db_table = "users"
 
 
-class UserCreate(Schema):
-    """What comes in."""
+Name = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+Email = Annotated[EmailStr, StringConstraints(max_length=254)]
 
-    name: Annotated[str, StringConstraints(min_length=1, max_length=100)]
-    email: Annotated[EmailStr, StringConstraints(max_length=254)]
+
+class UserCreate(Schema):
+    """The body of a POST."""
+
+    name: Name
+    email: Email
+
+
+class UserUpdate(Schema):
+    """The body of a PATCH."""
+
+    name: Name | None = None
+    email: Email | None = None
 
 
 class UserRead(Schema):
-    """What goes out."""
+    """A user in a response."""
 
     id: int
     name: str
@@ -102,9 +113,14 @@ def create_user(request, data: UserCreate):
 
 
 @api.get("/users/", response=UserPage)
-def read_users(request, cursor: int = 0, limit: Annotated[int, Query(ge=1, le=200)] = 50):
+def read_users(
+    request, cursor: int = 0, limit: Annotated[int, Query(ge=1, le=200)] = 50, q: str = ""
+):
     """List users."""
-    users = list(User.objects.filter(id__gt=cursor).order_by("id")[: limit + 1])
+    found = User.objects.filter(id__gt=cursor).order_by("id")
+    for word in q.split():
+        found = found.filter(models.Q(name__icontains=word) | models.Q(email__icontains=word))
+    users = list(found[: limit + 1])
     following = str(users[limit - 1].id) if len(users) > limit else None
     return {"items": users[:limit], "next": following}
 
@@ -113,6 +129,28 @@ def read_users(request, cursor: int = 0, limit: Annotated[int, Query(ge=1, le=20
 def read_user(request, user_id: int):
     """Return a user."""
     return get_object_or_404(User, id=user_id)
+
+
+@api.patch("/users/{user_id}", response=UserRead)
+def update_user(
+    request,
+    user_id: int,
+    data: UserUpdate,
+    if_match: Annotated[str | None, Header(alias="If-Match")] = None,
+):
+    """Change a user."""
+    try:
+        with transaction.atomic():
+            user = get_object_or_404(User.objects.select_for_update(), id=user_id)
+            if if_match not in (None, f'"{user.version}"'):
+                raise HttpError(412, "The user has changed")
+            for field, value in data.dict(exclude_unset=True).items():
+                setattr(user, field, value)
+            user.version += 1
+            user.save()
+    except IntegrityError:
+        raise HttpError(409, "Email taken") from None
+    return user
 
 
 urlpatterns = [path("", api.urls)]

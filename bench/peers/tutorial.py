@@ -2,12 +2,13 @@
 
 import os
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from fastapi import Depends, FastAPI, HTTPException, Query
+from fastapi import Depends, FastAPI, Header, HTTPException, Query
 from pydantic import EmailStr
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import Field, Session, SQLModel, col, create_engine, select
+from sqlalchemy.orm.exc import StaleDataError
+from sqlmodel import Column, Field, Integer, Session, SQLModel, col, create_engine, or_, select
 
 
 class UserBase(SQLModel):
@@ -17,25 +18,37 @@ class UserBase(SQLModel):
     email: str = Field(max_length=254, unique=True)
 
 
+# SQLAlchemy's own compare-and-set: a new row gets 1, each UPDATE asks for the version and adds 1.
+version = Column(Integer, nullable=False)
+
+
 class User(UserBase, table=True):
     """The table."""
 
     __tablename__ = "users"
+    __mapper_args__: ClassVar = {"version_id_col": version}
 
     id: int | None = Field(default=None, primary_key=True)
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     updated_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
-    version: int = 1
+    version: int | None = Field(default=None, sa_column=version)
 
 
 class UserCreate(UserBase):
-    """What comes in. Only here the address is checked: in a list that goes out, it takes long."""
+    """The body of a POST. Only here is the address checked: in a list, that takes long."""
 
     email: EmailStr = Field(max_length=254)
 
 
+class UserUpdate(SQLModel):
+    """The body of a PATCH."""
+
+    name: str | None = Field(default=None, min_length=1, max_length=100)
+    email: EmailStr | None = Field(default=None, max_length=254)
+
+
 class UserPublic(UserBase):
-    """What goes out."""
+    """A user in a response."""
 
     id: int
     created_at: datetime
@@ -84,10 +97,16 @@ def create_user(user: UserCreate, session: SessionDep):
 
 @app.get("/users/", response_model=UserPage)
 def read_users(
-    session: SessionDep, cursor: int = 0, limit: Annotated[int, Query(ge=1, le=200)] = 50
+    session: SessionDep,
+    cursor: int = 0,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    q: str | None = None,
 ):
     """List users."""
     query = select(User).where(col(User.id) > cursor).order_by(col(User.id)).limit(limit + 1)
+    for word in (q or "").split():
+        fields = (col(User.name), col(User.email))
+        query = query.where(or_(*(field.icontains(word, autoescape=True) for field in fields)))
     users = session.exec(query).all()
     following = str(users[limit - 1].id) if len(users) > limit else None
     return {"items": users[:limit], "next": following}
@@ -100,3 +119,29 @@ def read_user(user_id: int, session: SessionDep):
     if not user:
         raise HTTPException(status_code=404, detail="User not found")
     return user
+
+
+@app.patch("/users/{user_id}", response_model=UserPublic)
+def update_user(
+    user_id: int,
+    user: UserUpdate,
+    session: SessionDep,
+    if_match: Annotated[str | None, Header()] = None,
+):
+    """Change a user."""
+    db_user = session.get(User, user_id)
+    if not db_user:
+        raise HTTPException(status_code=404, detail="User not found")
+    if if_match not in (None, f'"{db_user.version}"'):
+        raise HTTPException(status_code=412, detail="The user has changed")
+    db_user.sqlmodel_update(user.model_dump(exclude_unset=True))
+    db_user.updated_at = datetime.now(UTC)
+    session.add(db_user)
+    try:
+        session.commit()
+    except IntegrityError:
+        raise HTTPException(status_code=409, detail="Email taken") from None
+    except StaleDataError:
+        raise HTTPException(status_code=412, detail="The user has changed") from None
+    session.refresh(db_user)
+    return db_user

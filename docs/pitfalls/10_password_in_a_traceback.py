@@ -16,13 +16,12 @@ class Settings(BaseSettings):
 
 Settings()
 """
-ROSTER = "import app"
 
 
-def start(code: str) -> str:
-    """Return what Python prints when the code does not start."""
+def start(*command: str) -> str:
+    """Return what Python prints when it cannot start."""
     result = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, *command],
         env=os.environ | {"DATABASE_URL": "postgresql://ada:hunter2@localhost:54E2/people"},
         cwd=Path(__file__).parents[2],
         stderr=subprocess.PIPE,
@@ -32,6 +31,6 @@ def start(code: str) -> str:
     return result.stderr
 
 
-[line] = [line for line in start(TUTORIAL).splitlines() if "hunter2" in line]
+[line] = [line for line in start("-c", TUTORIAL).splitlines() if "hunter2" in line]
 print("tutorial:", line.strip())
-print("Roster:  ", start(ROSTER).strip())
+print("Roster:  ", start("cli.py", "export").strip())

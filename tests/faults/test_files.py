@@ -66,7 +66,7 @@ def move(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"), [(garbage, "is not a SQLite database"), (cut, "is damaged")]
+    ("damage", "words"), [(garbage, "is not a SQLite database"), (cut, "is corrupt")]
 )
 def test_damaged_file_is_named_and_left_alone(
     file: Path, tmp_path: Path, damage: Callable[[Path], None], words: str

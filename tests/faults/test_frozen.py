@@ -11,12 +11,12 @@ import httpx
 from conftest import NO_TLS, answers, full, serve, wait_until
 from databases import Database
 from load import HEAL, LATE, SERVERS, Figures, check_healthy, on
-from sqlalchemy import make_url, text
+from sqlalchemy import text
 from test_contract import add
 
-from direct import read_by_sqlalchemy
-from engines import make_engines
-from strict import TIME_MAX
+from engine import Database as SQLDatabase
+from engine.direct import read_by_sqlalchemy
+from limits import TIME_MAX
 
 CLIENTS = 50
 FROZEN = (
@@ -119,7 +119,7 @@ def test_server_frozen_for_14_s_leaves_nobody_without_an_answer(
 @on("postgresql")
 def test_old_connection_to_a_frozen_server_is_given_up_soon(own: Database) -> None:
     async def borrow() -> float:
-        reader = make_engines(make_url(own.url), 2).reader.sync_engine
+        reader = SQLDatabase(own.url, size=2).reader.sync_engine
         await read_by_sqlalchemy(reader, text("SELECT 1"), {})
         pool: Any = reader.pool
         entry = await pool.borrow()

@@ -1,32 +1,23 @@
 """Who waits for a connection is served in the order of asking, and no connection is lost."""
 
 import asyncio
-import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from databases import Database
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_, greenlet_spawn
 
-import db
-import pool
-import sqlite_async  # registers sqlite+loop
-from engines import make_engines
-from models import UserCreate, UserQuery, UserRow, utc_now
-from pool import InOrderPool, in_turn
-from start import start
-from store import UserStore, choose_backend
+from engine import Database, sqlite  # sqlite registers sqlite+loop
+from engine.pool import InOrderPool
 
 
 def run(file: Path, test: Callable[[AsyncEngine], Awaitable[None]]) -> None:
     """Run a test's coroutine with an engine that has one connection."""
-    assert sqlite_async.Dialect.driver == "loop"
+    assert sqlite.Dialect.driver == "loop"
 
     async def with_engine() -> None:
         engine = create_async_engine(
@@ -50,7 +41,7 @@ def run(file: Path, test: Callable[[AsyncEngine], Awaitable[None]]) -> None:
     ("size", "changes", "reads"), [(2, 1, 1), (4, 2, 2), (5, 2, 3), (15, 6, 9)]
 )
 def test_more_connections_are_for_reading(scheme: str, size: int, changes: int, reads: int) -> None:
-    engines = make_engines(make_url(f"{scheme}://localhost/roster"), size)
+    engines = Database(f"{scheme}://localhost/roster", size=size)
     pools: list[Any] = [engines.writer.pool, engines.reader.pool]
     assert [each.size() for each in pools] == [changes, reads]
 
@@ -173,119 +164,3 @@ def test_who_is_cancelled_keeps_no_connection(tmp_path: Path, handed_over: bool)
         await ask()
 
     run(tmp_path / "a.db", test)
-
-
-class Place:
-    """Something of which one at a time may make use."""
-
-    def __init__(self) -> None:
-        self.turn = asyncio.Semaphore(1)
-        self.served: list[int] = []
-
-    @in_turn
-    async def use(self, i: int) -> None:
-        """Note who does."""
-        self.served.append(i)
-        await asyncio.sleep(0.001)
-
-
-def test_who_leaves_or_waits_too_long_takes_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "WAIT_MAX", 0.05)
-    place = Place()
-
-    async def test() -> None:
-        async with place.turn:
-            with pytest.raises(TimeoutError):
-                await place.use(0)
-            leaving = asyncio.create_task(place.use(1))
-            await asyncio.sleep(0.001)
-            leaving.cancel()
-            staying = asyncio.create_task(place.use(2))
-        await staying
-        with pytest.raises(asyncio.CancelledError):
-            await leaving
-        leaving = asyncio.create_task(place.use(3))
-        await asyncio.sleep(0)
-        leaving.cancel()  # in the middle
-        await place.use(4)
-
-    asyncio.run(test())
-    assert place.served == [2, 3, 4]
-
-
-on_servers = pytest.mark.parametrize("database", ["mongodb", "redis"], indirect=True)
-
-
-@pytest.fixture
-def backend(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Yield a backend that has two connections to an empty database."""
-    monkeypatch.setenv("POOL_SIZE", "2")
-    with database.new() as url:
-        monkeypatch.setenv("DATABASE_URL", url)
-        db.get_settings.cache_clear()
-        backend: Any = choose_backend(url)
-        backend.make_store.cache_clear()
-        yield backend
-        backend.make_store.cache_clear()
-    db.get_settings.cache_clear()
-
-
-@on_servers
-def test_nobody_is_overtaken_on_the_way_to_a_server(backend: Any) -> None:
-    done = dict.fromkeys(range(20), 0)
-
-    async def test() -> None:
-        await start(backend)
-        store = await backend.get_store()
-        user = await store.add(UserCreate(name="Ada", email="ada@example.com"))
-
-        async def ask(i: int) -> None:
-            while max(done.values()) < 20:
-                await store.get(user.id)
-                done[i] += 1
-
-        await asyncio.gather(*(ask(i) for i in done))
-        await backend.stop()
-
-    asyncio.run(asyncio.wait_for(test(), 30))
-    assert min(done.values()) >= 10  # a server may be slow to answer one; overtaken, it is 1
-
-
-@on_servers
-def test_every_verb_waits_its_turn(backend: Any) -> None:
-    verbs = {name for name, verb in vars(UserStore).items() if inspect.iscoroutinefunction(verb)}
-    assert len(verbs) == 11
-    others = {
-        name for name in verbs if not hasattr(getattr(backend.make_store(), name), "__wrapped__")
-    }
-    # These call another one.
-    assert others == ({"add", "ping"} if backend.__name__ == "store_redis" else set())
-
-
-# PyMongo's own pool would wait.
-@pytest.mark.parametrize("database", ["redis"], indirect=True)
-def test_start_waits_its_turn_when_the_app_serves_already(backend: Any) -> None:
-    async def test() -> None:
-        await start(backend)
-        store = await backend.get_store()
-
-        started = asyncio.Event()
-
-        async def ask() -> None:
-            while not started.is_set():
-                await store.page(UserQuery(), 5)
-
-        serving = asyncio.gather(*(ask() for _ in range(10)))
-        try:
-            for _ in range(5):  # as after an outage
-                await start(backend)
-            new: dict[str, Any] = {"name": "Ada", "email": "ada@example.com", "version": 1}
-            now = utc_now()
-            await store.restore([UserRow(id=1, **new, created_at=now, updated_at=now)])
-            await store.set_last_id(1)
-        finally:
-            started.set()
-            await serving
-        await backend.stop()
-
-    asyncio.run(asyncio.wait_for(test(), 30))

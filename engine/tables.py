@@ -1,0 +1,113 @@
+"""The tables of a database: which revision they have, and which ids they gave.
+
+An empty database gets the tables of the models at once. From then on only Alembic changes them: at
+start the revision that Alembic stored in ``alembic_version`` must be that of the newest migration.
+Revisions are read from file names (``0001_users.py`` is 0001): importing Alembic takes longer than
+all else at start.
+"""
+
+import re
+from pathlib import Path
+
+from sqlalchemy import Column, Connection, MetaData, String, Table, delete, insert, inspect, select
+from sqlalchemy import text as sql
+from sqlalchemy.ext.asyncio import AsyncSession
+
+STAMP = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
+# How each database is asked for the newest id of a table, and told it: {0} is the table, {1} the
+# id, {2} the next one. In MySQL's information_schema the counter can be a day old. A sequence of
+# PostgreSQL's has no 0: it is at 1, but 1 was not given.
+LAST_ID = {
+    "sqlite": "SELECT seq FROM sqlite_sequence WHERE name = '{0}'",
+    "postgresql": "SELECT last_value FROM pg_sequences"
+    " WHERE format('%I.%I', schemaname, sequencename) = pg_get_serial_sequence('{0}', 'id')",
+    "mysql": "SHOW CREATE TABLE {0}",
+}
+SET_LAST_ID = {
+    "sqlite": "DELETE FROM sqlite_sequence WHERE name = '{0}';"
+    "INSERT INTO sqlite_sequence (name, seq) VALUES ('{0}', {1})",
+    "postgresql": "SELECT setval(pg_get_serial_sequence('{0}', 'id'), greatest({1}, 1), {1} > 0)",
+    "mysql": "ALTER TABLE {0} AUTO_INCREMENT = {2}",
+}
+
+
+class WrongTables(Exception):
+    """A database has other tables than expected. The text, after its name, says what to do."""
+
+
+def revisions_in(migrations: Path) -> list[str]:
+    """Return the revisions in Alembic's folder, the oldest first."""
+    files = (migrations / "versions").glob("[0-9]*.py")
+    return sorted(path.name.partition("_")[0] for path in files)
+
+
+def unfinished(revision: str) -> str:
+    """Return the stamp of tables that are being made: MySQL and MariaDB commit each one alone."""
+    return f"{revision} unfinished"
+
+
+def make_tables(connection: Connection, metadata: MetaData, migrations: Path) -> None:
+    """Make the tables if there are none. Raises WrongTables if there are others than expected.
+
+    Of several processes that do so at once, all but one get an error from the database, and start
+    again.
+    """
+    revisions = revisions_in(migrations)
+    if not revisions:
+        raise WrongTables(f"cannot be compared: {migrations.name}/versions has no migration")
+    newest = revisions[-1]
+    inspector = inspect(connection)
+    # The process that makes the tables stamps first, so ask for the tables before the stamp.
+    made = any(inspector.has_table(name) for name in metadata.tables)
+    stamped = inspect(connection).has_table(STAMP.name)
+    found = set(connection.scalars(select(STAMP.c.version_num))) if stamped else set()
+    if (not made and found <= {newest}) or unfinished(newest) in found:
+        stamp(connection, unfinished(newest))
+        metadata.create_all(connection)
+        stamp(connection, newest)
+        return
+    there = found or {revisions[0]}  # release 0.1.0 made its tables without a stamp
+    if not there.issubset(revisions):
+        which = ", ".join(sorted(there))
+        raise WrongTables(f"has tables of revision {which}, of a newer release: start that one")
+    if there != {newest}:
+        needed = f"this release needs {newest}: run alembic upgrade head"
+        raise WrongTables(f"has tables of revision {max(there)}, {needed}")
+    for name, table in metadata.tables.items():
+        columns = inspector.get_columns(name) if inspector.has_table(name) else []
+        missing = set(table.columns.keys()) - {column["name"] for column in columns}
+        if missing and not found:
+            raise WrongTables(f"has a table {name} of another program: name another database")
+        if missing:
+            commands = "alembic revision --autogenerate, then alembic upgrade head"
+            which = f"{name}.{min(missing)}"
+            raise WrongTables(f"has no column {which}, and no migration adds it: run {commands}")
+    if not found:
+        stamp(connection, newest)
+
+
+def stamp(connection: Connection, revision: str) -> None:
+    """Store the revision that the tables have."""
+    STAMP.create(connection, checkfirst=True)
+    connection.execute(delete(STAMP))
+    connection.execute(insert(STAMP), {"version_num": revision})
+
+
+async def get_last_id(session: AsyncSession, table: Table) -> int:
+    """Return the newest id that a table gave, to deleted rows too; 0 if none."""
+    connection = await session.connection()
+    statement = sql(LAST_ID[connection.dialect.name].format(table.name))
+    row = (await connection.execute(statement)).first()
+    if row and connection.dialect.name == "mysql":
+        found = re.search(r"AUTO_INCREMENT=(\d+)", row[1])
+        return int(found[1]) - 1 if found else 0
+    return int(row[0] or 0) if row else 0
+
+
+async def set_last_id(session: AsyncSession, table: Table, last_id: int) -> None:
+    """Let the next id of a table be greater than this, and commit."""
+    connection = await session.connection()
+    statements = SET_LAST_ID[connection.dialect.name].format(table.name, last_id, last_id + 1)
+    for statement in statements.split(";"):
+        await connection.execute(sql(statement))
+    await session.commit()

@@ -1,0 +1,72 @@
+"""Database URLs: taken apart and checked."""
+
+from collections.abc import Sequence
+from ssl import PROTOCOL_TLS_CLIENT, SSLContext
+from urllib.parse import parse_qsl
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+# What drivers call the option for the certificates of those that vouch for a server.
+AUTHORITIES = ("sslrootcert", "ssl_ca", "tlsCAFile", "ssl_ca_certs")
+HAVE_SEVERAL_HOSTS = ("postgresql", "postgres", "+asyncpg", "+sentinel")
+
+
+class SettingsError(Exception):
+    """A setting is wrong. The text is one line: which setting, what is wrong, never its value."""
+
+
+def check_certificates(setting: str, value: str) -> None:
+    """Raise SettingsError if a URL names a file of certificates that is none, or not there.
+
+    To the drivers it would be as if the server were unreachable.
+    """
+    for option, file in parse_qsl(value.partition("?")[2]):
+        if option in AUTHORITIES:
+            try:
+                SSLContext(PROTOCOL_TLS_CLIENT).load_verify_locations(file)
+            except (OSError, ValueError) as error:
+                reason = f"no file of certificates ({type(error).__name__})"
+                raise SettingsError(f"{setting}: {option}: {reason}.") from None
+
+
+def parse_url(setting: str, value: str) -> URL:
+    """Return the parts of the URL in a setting. Raises SettingsError."""
+    check_certificates(setting, value)
+    wrong = ""
+    try:
+        url = make_url(hosts_as_options(value))
+    except (ArgumentError, ValueError):
+        example = "postgresql://user:password@host:5432/name"
+        raise SettingsError(f"{setting}: not a URL; an example: {example}") from None
+    several = len(hosts(url)) > 1
+    if url.host and "@" in f"{url.host}{url.database}":
+        wrong = "write an @ in the user name or the password as %40, a / as %2F."
+    elif several and not url.drivername.endswith(HAVE_SEVERAL_HOSTS):
+        wrong = "several hosts: only of PostgreSQL, MongoDB or Redis Sentinel."
+    elif several and not all(host.rpartition(":")[2].isdecimal() for host in hosts(url)):
+        wrong = "of several hosts, each needs its port: host1:5432,host2:5432"
+    if wrong:
+        raise SettingsError(f"{setting}: {wrong}")
+    return url
+
+
+def hosts_as_options(text: str) -> str:
+    """Return a URL that SQLAlchemy takes: libpq's ``//h1:1,h2:2/x`` becomes options.
+
+    https://docs.sqlalchemy.org/en/21/dialects/postgresql.html#asyncpg-multihost
+    """
+    scheme, _, rest = text.partition("://")
+    authority, _, path = rest.partition("/")
+    user, at, several = authority.rpartition("@")
+    if "," not in several:
+        return text
+    path, _, query = path.partition("?")
+    options = "&".join(f"host={host}" for host in several.split(","))
+    return f"{scheme}://{user}{at}/{path}?{options}&{query}"
+
+
+def hosts(url: URL) -> Sequence[str]:
+    """Return the hosts of a URL, each with its port."""
+    one = f"{url.host or 'its usual host'}:{url.port or 'its usual port'}"
+    return url.normalized_query.get("host", [one])

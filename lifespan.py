@@ -1,0 +1,175 @@
+"""Start and stop: at once, or when the database answers, or not at all with one line that says why.
+
+https://fastapi.tiangolo.com/advanced/events/ explains what a lifespan is.
+"""
+
+import asyncio
+import gc
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, cast
+
+from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
+from sqlalchemy.exc import SQLAlchemyError
+from sqlmodel import SQLModel
+
+from auth import get_callers
+from db import get_backend
+from engine import Database, SettingsError, WrongTables, codes
+from store import UNFINISHED, Backend, Fault, Kind, UserStore, logger
+from store_sql import SQLUserStore, sql_fault
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+# What is wrong with DATABASE_URL, by the driver's code.
+REASONS = {
+    code: reason
+    for codes_, reason in {
+        "28P01 18 WRONGPASS NOAUTH AuthenticationError": "does not know this user name with this"
+        " password",
+        # PostgreSQL and MariaDB say the same of a connection that isn't encrypted, if it has to be.
+        "28000 1045": "does not accept this user name with this password, or not without TLS",
+        "3D000 1049 NOSUCHDB": "has no database of this name",
+        "42501 1044 1142 13 8000 NOPERM": "does not give this user access to the database",
+        "ConfigurationError": "has a name that is not known, or is older than PyMongo supports",
+        "SSLCertVerificationError": "has a TLS certificate that is not for this host, has expired,"
+        " or whose issuer is unknown",
+        "ClientConfigurationError": "has an option with a wrong value after its ?, or"
+        " sslmode=verify-full without sslrootcert",
+        "3159": "accepts connections with TLS only",
+        "SQLITE_CANTOPEN": "cannot be opened: the folder is missing, or you may not write in it",
+        "SQLITE_CORRUPT": "is corrupt: restore it from a backup",
+        "SQLITE_NOTADB": "is not a SQLite database",
+        "SQLITE_READONLY SQLITE_READONLY_DIRECTORY": "cannot be written to",
+        "UnfinishedCopy": "holds an unfinished copy: run that `cli.py copy` again",
+        "08P01": "does not accept Roster's settings: see PgBouncer in the documentation",
+        "26000 42P05": "forgets prepared statements: behind PgBouncer, add"
+        " ?prepared_statement_cache_size=0",
+        "TypeError 42704": "does not know an option that the URL has after its ?",
+    }.items()
+    for code in codes_.split()
+}
+WORTH_WAITING = (Kind.UNREACHABLE, Kind.BUSY, Kind.TOO_SLOW)
+
+
+class UnfinishedCopy(Exception):
+    """The database holds the beginning of a copy (``cli.py copy``), or one not yet compared."""
+
+
+class StartError(Exception):
+    """A database does not start; the text is one line, without a secret.
+
+    ``wait`` is whether it may help to retry.
+    """
+
+    def __init__(self, backend: Backend, error: Exception) -> None:
+        found = getattr(backend, "codes", codes)(error)
+        if isinstance(error, SQLAlchemyError):
+            error = sql_fault(error) or error
+        if isinstance(error, Fault):
+            found = [error.code]
+        self.wait = isinstance(error, Fault) and error.kind in WORTH_WAITING
+        code = next((code for code in found if code in REASONS), found[0])
+        if isinstance(error, WrongTables):
+            said = str(error)
+        elif self.wait:
+            said = f"is unreachable, busy or slow ({code})."
+        else:
+            said = f"{REASONS.get(code, 'cannot be used')} ({code})."
+        super().__init__(f"DATABASE_URL: {backend.place} {said}")
+
+
+@asynccontextmanager
+async def open_store(backend: Backend, read_only: bool = False) -> AsyncIterator[UserStore]:
+    """Yield a store for work outside a request. Raises Fault."""
+    if isinstance(backend, Database):
+        try:
+            async with backend.session(read_only) as session:
+                yield SQLUserStore(session)
+        except SQLAlchemyError as error:
+            raise sql_fault(error) or error from error
+    else:
+        yield cast(UserStore, backend)
+
+
+async def start(backend: Any, unfinished: bool = False) -> None:
+    """Start a database, with an unfinished copy in it only if asked to. Raises StartError."""
+    try:
+        if isinstance(backend, Database):
+            await backend.start(SQLModel.metadata, MIGRATIONS)
+        else:
+            await backend.start()
+        async with open_store(backend) as store:
+            await store.ping()
+            if not unfinished and await store.last_id() >= UNFINISHED:
+                raise UnfinishedCopy
+    except Exception as error:  # noqa: BLE001 (whatever it is, a person reads it)
+        raise StartError(backend, error) from None
+
+
+async def keep_trying(backend: Backend) -> None:
+    """Start a database as soon as it can be; log why not, once for each reason."""
+    said = ""
+    while True:
+        await asyncio.sleep(1)
+        try:
+            return await start(backend)
+        except StartError as failure:
+            if str(failure) != said:
+                said = str(failure)
+                logger.warning(said)
+
+
+def telemetry() -> TelemetryConfig:
+    """Return whether FastAPI feeds OpenTelemetry: if a variable of its own, ``OTEL_...``, is set.
+
+    Otherwise FastAPI would look in each request whether something collects spans by now.
+    """
+    wanted = any(name.startswith("OTEL_") for name in os.environ)
+    return {"tracing": wanted, "metrics": wanted, "logs": wanted}
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    """Start the database of the settings; stop it at the end.
+
+    While the database is unreachable, the app serves all the same (503, except for ``/livez``),
+    and starts the database as soon as it answers. If it refuses, or a setting is wrong, the app
+    ends with one line.
+    """
+    trying = None
+    try:
+        get_callers()
+        backend = get_backend()
+        try:
+            await start(backend)
+        except StartError as failure:
+            if not failure.wait:
+                raise
+            logger.warning("%s Roster keeps trying.", failure)
+            trying = asyncio.create_task(keep_trying(backend))
+    except (SettingsError, StartError) as error:
+        sys.tracebacklimit = 0  # uvicorn prints a traceback; this leaves its last line
+        # A connection that breaks while PyMongo closes it has nothing to add.
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        raise SystemExit(str(error)) from None
+    # What exists now stays: the garbage collector need not look through it again and again, each
+    # time for as long as some twenty requests take; nor look for more after 700 new objects, which
+    # is as many as a page of users has.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
+    try:
+        yield
+    finally:
+        if trying:
+            trying.cancel()
+            with suppress(asyncio.CancelledError):
+                await trying
+        # A hung server never completes the close handshake.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await backend.stop()

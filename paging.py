@@ -1,0 +1,72 @@
+"""Pages: which rows, in which order, and where the next page begins."""
+
+import re
+from functools import cached_property
+from typing import Annotated, Literal, NamedTuple, Self, cast
+
+from pydantic import StringConstraints, model_validator
+from sqlmodel import Field, SQLModel
+
+from fields import ID_MAX, REFUSED, Email, NamePrefix
+
+Sort = Literal["id", "-id", "name", "-name"]
+# Whatever fits this is a position in the list, if not always that of a user.
+CURSOR = r"^(-?id|-?name)\.[1-9][0-9]{0,18}\.([0-9a-f]{2}){0,400}$"
+
+
+class Cursor(NamedTuple):
+    """The row after which a page begins, and the order of the pages."""
+
+    sort: Sort
+    id: int
+    name: str
+
+    def encode(self) -> str:
+        """Return the cursor as clients get it: opaque to them, and safe in a URL."""
+        return f"{self.sort}.{self.id}.{self.name.encode().hex()}"
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        """Return the cursor in a text that fits ``CURSOR``."""
+        sort, row_id, name = text.split(".")
+        readable = re.sub(f"[{REFUSED}]", "", bytes.fromhex(name).decode(errors="replace"))
+        return cls(cast(Sort, sort), min(int(row_id), ID_MAX), readable)
+
+
+class UserQuery(SQLModel):
+    """Which users, in which order, and how many of them."""
+
+    model_config = {"extra": "forbid"}
+
+    limit: int = Field(default=50, ge=1, le=200, description="How many users, at most.")
+    # A factory, here and for email, leaves the schema without a default: "" would be rejected.
+    cursor: Annotated[str, StringConstraints(pattern=CURSOR)] = Field(
+        default_factory=str, description="`next` of the page before; it keeps that page's sort."
+    )
+    name: NamePrefix = Field(
+        default="",
+        description="The name begins with this, in any case. Fastest with `sort=name`.",
+    )
+    email: Email = Field(default_factory=str, description="The address, in any case.")
+    sort: Sort = Field(default="id", description="By id or name; a minus sign is descending.")
+    total: bool = Field(default=False, description="Whether to count all that fit, too.")
+
+    @cached_property
+    def after(self) -> Cursor | None:
+        """The position after which the page begins; None is the beginning."""
+        return Cursor.decode(self.cursor) if self.cursor else None
+
+    @property
+    def descending(self) -> bool:
+        return self.sort.startswith("-")
+
+    @property
+    def by_name(self) -> bool:
+        return self.sort.endswith("name")
+
+    @model_validator(mode="after")
+    def keep_sort(self) -> Self:
+        """Take the sort from the cursor: a position means nothing in another order."""
+        if self.after:
+            self.sort = self.after.sort
+        return self

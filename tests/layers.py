@@ -1,0 +1,35 @@
+"""Checks that imports go down only, by import-linter with the layers in ``pyproject.toml``.
+
+import-linter looks at packages, and Roster's modules are flat. So it is given a copy of them as a
+package ``roster``, in which ``from db import ...`` is ``from roster.db import ...``.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).parent.parent
+
+
+def check(root: Path) -> int:
+    """Print what import-linter says of the modules in a folder; return its exit status."""
+    files = [*root.glob("*.py"), *root.glob("engine/**/*.py")]
+    modules = "|".join({file.relative_to(root).parts[0].removesuffix(".py") for file in files})
+    with TemporaryDirectory(prefix="roster-lint-") as folder:
+        for file in files:
+            copy = Path(folder, "roster", file.relative_to(root))
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            ours = rf"^(\s*(?:from|import)) (?=(?:{modules})\b)"
+            copy.write_text(re.sub(ours, r"\1 roster.", file.read_text(), flags=re.M))
+        Path(folder, "roster", "__init__.py").touch()
+        command = [f"{Path(sys.executable).parent}/lint-imports", "--no-logo", "--no-cache"]
+        command.append(str(ROOT / "pyproject.toml"))
+        environment = {**os.environ, "PYTHONPATH": folder}
+        return subprocess.run(command, env=environment, cwd=folder, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(check(ROOT))

@@ -47,9 +47,14 @@ class WholeResponse(Response):
     """
 
     def __init__(
-        self, request: Request, pieces: AsyncIterator[str], name: str, format: Format
+        self,
+        request: Request,
+        pieces: AsyncIterator[str],
+        name: str,
+        format: Format,
+        status_code: int = 200,  # openapi.json has this default
     ) -> None:
-        super().__init__(media_type=MEDIA_TYPES[format])
+        super().__init__(status_code=status_code, media_type=MEDIA_TYPES[format])
         self.headers["Content-Disposition"] = f'attachment; filename="{name}.{format}"'
         self.request = request
         self.pieces = pieces

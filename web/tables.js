@@ -100,7 +100,7 @@ export function text({ kind, to }, value) {
 /** Return in a person's words what is wrong with a field; the API's are a programmer's. */
 export function inWords({ loc, type, msg }) {
   const { label, schema } = table.create.find(({ name }) => name === loc.at(-1)) ?? { label: "field", schema: {} };
-  if (type === "taken") return `Another ${table.one} has this ${schema.format === "email" ? "address" : label.toLowerCase()} already.`;
+  if (type === "conflict" && loc.at(-1) === table.email) return `Another ${table.one} has this address already.`;
   if (type === "missing" || type === "string_too_short") return `Please fill in the ${label.toLowerCase()}.`;
   if (type === "string_too_long") return `At most ${schema.maxLength} characters fit here.`;
   if (/control characters/.test(msg)) return "There are characters in it that cannot be seen. Please type it anew.";

@@ -70,7 +70,7 @@ async function send(path, { method, body, version, signal, read = (response) => 
       if (error.status || signal?.aborted) throw error;
     }
     unsure = true;
-    warn(`${reason.replace(/ (Try again|Retry)\.$/, "")} Retrying. What you typed is kept.`);
+    warn(`${reason.replace(/ Retry\.$/, "")} Retrying. What you typed is kept.`);
     await wait(pause, signal);
     signal?.throwIfAborted();
   }

@@ -208,6 +208,7 @@ def test_focus_is_never_lost(client: httpx.Client, page: Page) -> None:
     button(page, "Select none").press("Enter")
     assert focused(page) == "top"
     button(page, "Import").press("Enter")
+    expect(page.locator("#file")).to_be_focused()
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
     assert focused(page) == "import"

@@ -23,7 +23,6 @@ from browsing import (
     shown,
 )
 from conftest import Server, serve, wait_until
-from databases import Database
 from playwright.sync_api import Page, expect
 from test_contract import add
 
@@ -32,18 +31,19 @@ pytestmark = on_sqlite
 
 
 @pytest.fixture(scope="module")
-def two_tables(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Yield Roster with users and projects."""
-    folder = tmp_path_factory.mktemp("tables")
-    with serve(database.url, folder, app="tests.web_app:app") as server:
+def two_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Yield Roster with users and projects, on a database that has these two tables."""
+    with serve(None, tmp_path_factory.mktemp("tables"), app="tests.web_app:app") as server:
         yield server
 
 
 @pytest.fixture
-def api(client: httpx.Client, two_tables: Server) -> Iterator[httpx.Client]:
+def api(two_tables: Server) -> Iterator[httpx.Client]:
     """Yield a client of it, without users and projects."""
     with httpx.Client(base_url=two_tables.url) as api:
-        api.post("/-/wipe-projects").raise_for_status()
+        for project in all_projects(api):
+            api.delete(f"/projects/{project['id']}").raise_for_status()
+        api.post("/-/wipe").raise_for_status()
         yield api
 
 

@@ -1,23 +1,25 @@
-"""Roster with one more table, served by hand: what the page has to draw from openapi.json alone.
+"""Roster with one more table, which has a field of each kind. The page draws it from openapi.json.
 
-Projects are kept in memory, and keep the contract of DESIGN's own tables. None of their fields is
-named in ``web/``.
+None of its fields is named in ``web/``.
 """
 
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
-from itertools import count
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-from fastapi import APIRouter, Body, Header, HTTPException, Query, Request, Response
-from fastapi.responses import PlainTextResponse
-from pydantic import BaseModel, ConfigDict, Field
-from starlette.types import Receive, Scope, Send
+from pydantic import AwareDatetime
+from pydantic import Field as Limits
+from sqlalchemy import JSON, UniqueConstraint
+from sqlmodel import Field, SQLModel
 
-from errors import FieldProblems
-from tests.served import app as users_app
-from tests.served import roster
+from engine import UTCMillis
+from fields import NAME_MAX, Name, UserId
+from rows import TABLE, RowId, Versioned, key_of, partial
+from tables import resource
+from tests.served import app, roster
+
+__all__ = ["app"]
 
 
 class State(StrEnum):
@@ -28,166 +30,57 @@ class State(StrEnum):
     DONE = "done"
 
 
-class ProjectCreate(BaseModel):
+class ProjectBase(SQLModel):
     """A field of each kind."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    title: Annotated[str, Field(min_length=1, max_length=100)]
-    note: Annotated[str, Field(max_length=2000)] = ""
-    owner_id: Annotated[int | None, Field(json_schema_extra={"x-references": "/users/"})] = None
+    title: Name = Field(max_length=NAME_MAX)
+    note: str = Field(default="", max_length=2000)
+    owner_id: UserId | None = Field(
+        default=None, foreign_key="users.id", ondelete="SET NULL", index=True, sa_type=RowId
+    )
     state: State = State.IDEA
-    budget: Annotated[Decimal, Field(ge=0, decimal_places=2)] | None = None
-    hours: Annotated[int, Field(ge=0)] | None = None
+    budget: Annotated[Decimal, Limits(ge=0)] | None = Field(
+        default=None, max_digits=12, decimal_places=2
+    )
+    hours: int | None = Field(default=None, ge=0)
     due: date | None = None
-    starts_at: datetime | None = None
+    starts_at: AwareDatetime | None = Field(default=None, sa_type=UTCMillis)
     public: bool = False
     agreed: bool | None = None
-    tags: list[str] = []
+    tags: list[str] = Field(default=[], sa_type=JSON)
 
 
+class Project(Versioned, ProjectBase, table=True):
+    """The table."""
+
+    __tablename__ = "projects"
+    __table_args__ = (UniqueConstraint("title_key", name="uq_projects_title"), TABLE)
+
+    id: int = Field(default=None, primary_key=True, sa_type=RowId)
+    title_key: str = key_of("title")
+
+
+class ProjectCreate(ProjectBase):
+    """What a client sends to add a project."""
+
+    model_config = {"extra": "forbid"}
+
+
+@partial
 class ProjectUpdate(ProjectCreate):
-    """The same fields, none of which has to be there."""
-
-    title: Annotated[str, Field(min_length=1, max_length=100)] = ""
+    """What a client sends to change a project."""
 
 
-class ProjectRead(ProjectCreate):
+class ProjectRead(ProjectBase):
     """A project as clients see it."""
 
-    id: int
+    id: UserId
     created_at: datetime
     updated_at: datetime
     version: int
 
 
-class ProjectPage(BaseModel):
-    """A page of projects."""
-
-    items: list[ProjectRead]
-    next: str | None
-    total: int | None = None
-
-
-Sort = Literal["id", "-id", "title", "-title", "due", "-due"]
-router = APIRouter(prefix="/projects", responses={422: {"model": FieldProblems}})
-projects: dict[int, ProjectRead] = {}
-ids = count(1)
-
-
-def get(project_id: int, if_match: str | None = None) -> ProjectRead:
-    """Return a project; raise 404 or 412."""
-    if project_id not in projects:
-        raise HTTPException(404, "There is no such project.")
-    project = projects[project_id]
-    if if_match not in (None, f'"{project.version}"'):
-        raise HTTPException(412, "The project has changed since you read it.")
-    return project
-
-
-def check(new: ProjectCreate, but: int = 0, *at: int) -> list[dict[str, Any]]:
-    """Return what is wrong with a title that is taken."""
-    same = [one for one in projects.values() if one.title == new.title and one.id != but]
-    return [{"type": "taken", "loc": ["body", *at, "title"], "msg": "is taken"}] if same else []
-
-
-def store(new: ProjectCreate) -> ProjectRead:
-    """Store a project."""
-    now = datetime.now(UTC)
-    own = {"id": next(ids), "created_at": now, "updated_at": now, "version": 1}
-    project = ProjectRead(**new.model_dump(), **own)
-    projects[project.id] = project
-    return project
-
-
-def found(q: str, sort: str = "id") -> list[ProjectRead]:
-    """Return the projects with these words, in order."""
-    words = q.casefold().split()
-    those = [one for one in projects.values() if all(w in one.title.casefold() for w in words)]
-    field = sort.removeprefix("-")
-    those.sort(key=lambda one: (str(getattr(one, field) or ""), one.id), reverse=sort[0] == "-")
-    return those
-
-
-@router.get("/")
-async def read_projects(
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: str = "0",
-    q: str = "",
-    sort: Sort = "id",
-    total: bool = False,
-) -> ProjectPage:
-    """List projects."""
-    those = found(q, sort)
-    page = those[int(cursor) : int(cursor) + limit]
-    after = int(cursor) + limit
-    following = str(after) if after < len(those) else None
-    return ProjectPage(items=page, next=following, total=len(those) if total else None)
-
-
-@router.get("/export")
-async def export_projects(format: Literal["csv", "jsonl"], q: str = "") -> PlainTextResponse:
-    """Export projects, as JSON Lines only: this is about the page."""
-    return PlainTextResponse("".join(one.model_dump_json() + "\n" for one in found(q)))
-
-
-@router.get("/{project_id}")
-async def read_project(project_id: int) -> ProjectRead:
-    """Return a project."""
-    return get(project_id)
-
-
-@router.post("/", status_code=201)
-async def create_project(new: ProjectCreate) -> ProjectRead:
-    """Add a project."""
-    if problems := check(new):
-        raise HTTPException(409, problems)
-    return store(new)
-
-
-@router.post("/bulk", status_code=201)
-async def create_projects(new: Annotated[list[ProjectCreate], Body()]) -> dict[str, Any]:
-    """Add all or none."""
-    problems = [problem for at, one in enumerate(new) for problem in check(one, 0, at)]
-    if problems:
-        raise HTTPException(409, problems)
-    return {"items": [store(one) for one in new], "skipped": []}
-
-
-@router.patch("/{project_id}")
-async def update_project(
-    project_id: int, update: ProjectUpdate, if_match: Annotated[str | None, Header()] = None
-) -> ProjectRead:
-    """Change the fields that are sent."""
-    old = get(project_id, if_match)
-    changes = update.model_dump(exclude_unset=True)
-    if "title" in changes and (problems := check(update, project_id)):
-        raise HTTPException(409, problems)
-    now = {"updated_at": datetime.now(UTC), "version": old.version + 1}
-    projects[project_id] = old.model_copy(update={**changes, **now})
-    return projects[project_id]
-
-
-@router.delete("/{project_id}", status_code=204)
-async def delete_project(
-    project_id: int, if_match: Annotated[str | None, Header()] = None
-) -> Response:
-    """Delete a project."""
-    get(project_id, if_match)
-    del projects[project_id]
-    return Response(status_code=204)
-
-
-@roster.post("/-/wipe-projects", include_in_schema=False)
-async def wipe_projects(request: Request) -> str:
-    """Delete all projects."""
-    projects.clear()
-    return "empty"
-
-
-roster.include_router(router)
-
-
-async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve all of it."""
-    await users_app(scope, receive, send)
+projects = resource(
+    Project, ProjectCreate, ProjectUpdate, ProjectRead, sort=["title", "due"], q=["title"]
+)
+roster.include_router(projects)

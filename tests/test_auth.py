@@ -276,7 +276,7 @@ def from_elsewhere() -> Iterator[Ask]:
             port = int(server.url.rpartition(":")[2])
             sent = json.dumps([host, port, *request.replace("{user_id}", "1").split(), headers])
             command = [*inside, sys.executable, "-c", ASK, sent]
-            answer = json.loads(subprocess.check_output(command, timeout=20))
+            answer = json.loads(subprocess.check_output(command, timeout=120))
             return answer[0], answer[1]
 
         yield ask

@@ -234,7 +234,7 @@ def test_image_has_the_files_that_the_app_needs(tmp_path: Path) -> None:
     env = {**os.environ, "DATABASE_URL": f"sqlite:///{tmp_path}/roster.db"}
     start = "import asyncio, app; asyncio.run(app.lifespan(app.app).__aenter__())"
     for command in (["-c", start], ["-m", "alembic", "upgrade", "head"]):
-        subprocess.run([sys.executable, *command], cwd=tmp_path, env=env, check=True, timeout=30)
+        subprocess.run([sys.executable, *command], cwd=tmp_path, env=env, check=True, timeout=120)
 
 
 def test_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_commands_print_what_the_readme_says(copy: Path, port: int) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=30,
+            timeout=120,
         )
         printed = result.stdout.replace("\r", "").replace(str(copy), FOLDER)
         if printed and not printed.endswith("\n"):

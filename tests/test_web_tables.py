@@ -25,6 +25,7 @@ from browsing import (
 from conftest import Server, serve, wait_until
 from playwright.sync_api import Page, expect
 from test_contract import add
+from test_web_axe import problems
 
 pytest_plugins = ["browsing"]
 pytestmark = on_sqlite
@@ -103,6 +104,7 @@ def test_form_has_a_field_of_each_kind(api: httpx.Client, page: Page) -> None:
     field(page, "Starts At (optional)").fill("2026-12-01T09:30")
     field(page, "Public (optional)").check()
     field(page, "Agreed (optional)").select_option("No")
+    assert problems(page) == []
     save(page)
     (project,) = all_projects(api)
     expected = {"title": "Engine", "note": "One\nTwo", "owner_id": ada["id"], "state": "running"}
@@ -114,6 +116,7 @@ def test_form_has_a_field_of_each_kind(api: httpx.Client, page: Page) -> None:
     for text in ("State: running", "Budget: 12.50", "Due: 24 Dec 2026", "Public: Yes"):
         expect(row).to_contain_text(text)
     expect(row).to_contain_text("Starts At: 1 Dec 2026, 09:30")
+    assert problems(page) == []
 
 
 def test_edit_sends_what_was_changed_alone(api: httpx.Client, page: Page) -> None:
@@ -146,9 +149,7 @@ def test_what_is_wrong_stands_at_its_field(api: httpx.Client, page: Page) -> Non
     field(page, "Title").fill("Engine")
     field(page, "Hours (optional)").fill("1")
     button(page, "Save").click()
-    expect(page.locator("#field-title-problem")).to_have_text(
-        "Another project has this title already."
-    )
+    expect(page.locator("#field-title-problem")).to_have_text("Another project has this title.")
     # A half of a date is not sent as none.
     field(page, "Title").fill("Other")
     field(page, "Due (optional)").press_sequentially("12")
@@ -170,6 +171,7 @@ def test_conflict_is_shown_side_by_side(api: httpx.Client, page: Page) -> None:
     groups = page.get_by_role("dialog").get_by_role("group")
     expect(groups).to_have_count(4)
     expect(groups.nth(0)).to_contain_text("Ada, ada@example.com")
+    assert problems(page) == []
     expect(page.get_by_role("group", name="Due")).to_contain_text("24 Dec 2026")
     expect(page.get_by_role("radio", name="Theirs 3")).not_to_be_checked()
     expect(page.get_by_role("radio", name="Theirs 24 Dec 2026")).to_be_checked()
@@ -231,7 +233,7 @@ def test_import_has_a_column_for_each_field(api: httpx.Client, page: Page) -> No
     assert note[0] == "4"
     button(page, "Import 3 projects").click()
     assert figures(page) == ["2 added", "1 skipped", "1 refused"]
-    assert notes(page)[1] == ["5", "Another project has this title already."]
+    assert notes(page)[1] == ["5", "Another project has this title."]
     engine = next(one for one in all_projects(api) if one["title"] == "Engine")
     expected = {"owner_id": ada["id"], "state": "running", "budget": "1234.50", "public": True}
     expected |= {"due": "2026-12-24", "agreed": None}

@@ -206,6 +206,8 @@ def test_import_updates_if_asked_and_shows_old_and_new(client: httpx.Client, pag
     expect(row.locator("td").nth(1)).to_have_text("Ada → Ada King")
     assert notes(page)[1][1] == "This person is there already, with the same values."
     assert names(read_all(client)) == ["Ada", "Bob"]
+    footer = page.get_by_role("dialog").locator("footer")
+    expect(footer).to_have_text("CancelImport 1 person, update 1 person")
     button(page, "Import 1 person, update 1 person").click()
     assert figures(page) == ["1 added", "1 skipped", "0 refused", "1 updated"]
     assert names(read_all(client)) == ["Ada King", "Bob", "Cem"]

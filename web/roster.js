@@ -5,7 +5,7 @@ export const byId = (id) => document.getElementById(id);
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) name.includes("-") ? made.setAttribute(name, value) : (made[name] = value);
-  made.append(...children.flat().filter((child) => child || child === 0));
+  made.append(...children.flat().filter(Boolean));
   return made;
 }
 /** Show what is wrong for now, in the page and in each dialog: any of them may be on top. */

@@ -74,7 +74,7 @@ export function become(name) {
 /** Return the fields that a table's rows have for people, besides some. */
 export const others = (...but) => table.read.filter(({ name }) => !/^(id|version|created_at|updated_at)$/.test(name) && !but.includes(name));
 function details(item) {
-  const said = others(table.title, table.email).filter(({ name }) => item[name] !== null && item[name] !== "");
+  const said = others(table.title, table.email).filter(({ name }) => String(item[name] ?? ""));
   return said.map((field) => element("span", { dir: "auto" }, `${field.label}: `, text(field, item[field.name])));
 }
 const names = new Map();

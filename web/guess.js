@@ -9,7 +9,7 @@ const NO_LIST = [
   [/^PK|^\xd0\xcf\x11\xe0/, `This is an Excel workbook: open it in Excel, ${csv}`],
   [/^%PDF/, "This is a PDF: export the list as CSV UTF-8 from the program that made it."],
   [/^(\x89PNG|\xff\xd8\xff|GIF8|BM[^]{4}\0\0\0\0|RIFF[^]{4}WEBP|[^]{4}ftyp)/, "This is a picture: a list has to be text, for example a CSV file."],
-  [/^(\xef\xbb\xbf)?\s*BEGIN:VC(ARD|ALENDAR)/i, "This is a vCard or a calendar: export the contacts as CSV instead."],
+  [/^(\xef\xbb\xbf)?\s*(BEGIN:VC(ARD|ALENDAR)|(version: \d\s+)?dn:)/i, "This is a vCard, LDIF or a calendar: export the contacts as CSV instead."],
   [/^(\xef\xbb\xbf)?\s*<(\?xml|!doctype|html|head|meta|table)/i, `This is a web page or XML: open it in a spreadsheet, ${csv}`],
   [/^(\xef\xbb\xbf)?\s*(\{\s*"|\[\s*[{"[])/, "This is JSON, which is for programs: export the list as CSV instead."],
 ];
@@ -59,7 +59,8 @@ export function guessEncoding(bytes, languages) {
     try {
       const text = decode(bytes, encoding, true).slice(0, 50_000);
       if (encoding.startsWith("utf")) return [encoding, true];
-      const odd = ODD.reduce((sum, sign) => sum + (text.match(sign)?.length ?? 0), 0);
+      const known = text.split(/[\r\n]+/, 9).join().split(/[,;\t|"]/).filter((title) => /[^\0-\x7f]/.test(title) && role(title));
+      const odd = ODD.reduce((sum, sign) => sum + (text.match(sign)?.length ?? 0), -9 * known.length);
       if (odd < least) [best, least] = [encoding, odd];
     } catch {} // these bytes are in another encoding
   }
@@ -98,7 +99,7 @@ function split(text, mark, line, limit = Infinity) {
     row.cells.push((plain ?? (quoted ?? loose).replaceAll('""', '"')).trim());
     line += all.match(/\r\n|\r|\n/g)?.length ?? 0;
     if (ending === mark) continue;
-    if (row.cells.some(Boolean)) rows.push(row);
+    if (/[\p{L}\p{N}]/u.test(row.cells)) rows.push(row); // else it is blank, or a line that is drawn
     row = { line, cells: [] };
   }
   return rows;
@@ -121,11 +122,11 @@ function addressList(text) {
 // ---- Columns, by their titles without accents, case and signs. What ends in * may be part of a longer title.
 const TITLES = {
   first: "first, fname, first name*, given name*, forename*, vorname*, rufname, prénom*, nombre, nombres, nome, primeiro nome, voornaam*, roepnaam, imię, jméno, křestní jméno, meno, keresztnév, utónév, förnamn*, fornavn*, etunimi, eesnimi, ad, adı, isim, prenume, ime, όνομα, имя, ім'я, име, vārds, vardas, 名, שם פרטי, الاسم الأول",
-  middle: "middle name*, additional name, weitere vornamen, zweiter vorname, segundo nombre, tussenvoegsel*, отчество, по батькові, mellannamn, mellemnavn, mellomnavn",
+  middle: "middle name*, additional name, weitere vornamen, zweiter vorname, deuxième prénom, autres prénoms, segundo nombre, segundo nome, secondo nome, drugie imię, middelste naam, ikinci ad, tussenvoegsel*, отчество, по батькові, mellannamn, mellemnavn, mellomnavn",
   last: "last, lname, last name*, family name*, surname*, nachname*, familienname*, zuname, nom de famille*, apellido*, cognome, sobrenome, apelido, achternaam*, nazwisko, příjmení, priezvisko, vezetéknév, családnév, efternamn*, efternavn*, etternavn*, sukunimi, perekonnanimi, soyad, soyadı, soyisim, nume de familie, prezime, priimek, επώνυμο, επίθετο, фамилия, прізвище, uzvārds, pavardė, 姓, 성, שם משפחה, اسم العائلة",
   // Alone the whole name; beside a first name the last one, beside a last name the first one.
   name: "name, nom, naam, namn, navn, nimi, név, nume, nafn",
-  whole: "full name*, display name*, anzeigename*, vor- und nachname, name vorname, vorname name, nachname vorname, vorname nachname, nom complet, nom et prénom, prénom et nom, nom prénom, nombre completo, nombre y apellidos, apellidos y nombre, nome completo, nome e cognome, cognome e nome, imię i nazwisko, nazwisko i imię, celé jméno, jméno a příjmení, meno a priezvisko, teljes név, fullständigt namn, fulde navn, fullt navn, koko nimi, ad soyad, adı soyadı, ime i prezime, ονοματεπώνυμο, фио, піб, полное имя, 氏名*, 名前*, 姓名*, 이름, 성명, 성함, שם, שם מלא, الاسم, الاسم الكامل, person, contact, kontakt, mitglied, teilnehmer, attendee, participant, name*",
+  whole: "full name*, display name*, anzeigename*, vor- und nachname, name vorname, vorname name, nachname vorname, vorname nachname, nom complet, nom et prénom, prénom et nom, nom prénom, nombre completo, nombre y apellidos, apellidos y nombre, nome completo, nome e cognome, cognome e nome, imię i nazwisko, nazwisko i imię, celé jméno, jméno a příjmení, meno a priezvisko, teljes név, fullständigt namn, fulde navn, fullt navn, koko nimi, ad soyad, adı soyadı, ime i prezime, ονοματεπώνυμο, фио, піб, полное имя, 氏名*, 名前*, 姓名*, 이름, 성명, 성함, שם, שם מלא, الاسم, الاسم الكامل, person, contact, kontakt, mitglied, teilnehmer, student, schüler, employee, mitarbeiter, customer, attendee, participant, name*",
   mail: "mail*, courriel*, correo*, courrier électronique, messagerie*, posta elettronica, posta*, epost*, sähköposti*, el. paštas, почта*, пошта*, メール*, 邮箱*, 郵箱, 邮件*, 電郵, 電子郵件, 이메일*, 메일, البريد*, דואר*, דוא\"ל, ηλεκτρονικ*, ταχυδρομειο*, імейл, имейл",
 };
 // A column beside the one that is meant.
@@ -137,9 +138,9 @@ const ROLES = Object.entries(TITLES).flatMap(([role, titles]) => titles.split(",
 /** Return what a column's title says that it holds: the whole title, or else the longest word in it. */
 function role(title) {
   const key = plain(title);
-  const parts = ROLES.filter(([, word, part]) => part && key.includes(word)).sort((a, b) => b[1].length - a[1].length);
-  const [found] = ROLES.find(([, word]) => word === key) ?? parts[0] ?? [];
-  return found !== "mail" && (NO_NAME.test(key) || BESIDE.test(key)) ? undefined : found;
+  const exact = ROLES.find(([, word]) => word === key);
+  const [found] = exact ?? ROLES.filter(([, word, part]) => part && key.includes(word)).sort((a, b) => b[1].length - a[1].length)[0] ?? [];
+  return !exact && found !== "mail" && (NO_NAME.test(key) || BESIDE.test(key)) ? undefined : found;
 }
 /** Return {header: its line or undefined, titles, rows: those below, columns: {field: [indices, in order]}}. */
 export function guessColumns(rows, fields) {

@@ -61,7 +61,7 @@ class Amount(TypeDecorator[Decimal]):
 
     def __init__(self, digits: int, places: int) -> None:
         super().__init__(digits, places)
-        self.places = places
+        self.digits, self.places = digits, places
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return BigInteger() if dialect.name == "sqlite" else super().load_dialect_impl(dialect)

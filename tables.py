@@ -239,7 +239,7 @@ def resource(
     for key in table_of(model).foreign_keys:  # so that the page offers a search for the other row
         for schema in (create, update, read):
             if field := schema.model_fields.get(key.parent.name):
-                field.json_schema_extra = {"x-references": key.column.table.name}
+                field.json_schema_extra = {"x-references": key.target_fullname.rpartition(".")[0]}
                 schema.model_rebuild(force=True)
     sorts: Any = Literal[*(f"{minus}{field}" for field in ("id", *sort) for minus in ("", "-"))]
     asked = create_model(f"{model.__name__}Query", __base__=ListQuery, sort=(sorts, "id"))

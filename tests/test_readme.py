@@ -111,4 +111,5 @@ def test_tables_of_requests_are_those_of_the_app() -> None:
         for path, item in app.openapi()["paths"].items()
         for method in item
     }
-    assert named == served
+    assert named <= served
+    assert not any(" /users/" in request for request in served - named)

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,6 +26,7 @@ from browsing import (
 from conftest import Server, serve, wait_until
 from playwright.sync_api import Page, expect
 from test_contract import add
+from test_docs import DOCS, follow
 from test_web_axe import problems
 
 pytest_plugins = ["browsing"]
@@ -287,3 +289,40 @@ def test_link_opens_a_row_of_this_table(api: httpx.Client, page: Page) -> None:
     expect(page.locator("#changed")).to_have_text(re.compile("^Changed "))
     page.keyboard.press("Escape")
     expect(page).to_have_url(re.compile(r"/\?table=projects$"))
+
+
+def test_tables_of_the_documentation_are_on_the_page(
+    copy: Path, new_page: Callable[..., Page]
+) -> None:
+    follow((DOCS / "own-table.md").read_text(), copy)
+    with serve(None, copy, f"--app-dir={copy}", app="app:app") as server:
+        with httpx.Client(base_url=server.url) as api:
+            add(api, "Ada Lovelace", "ada@example.com")
+        page = new_page(server.url)
+        tabs = page.get_by_role("navigation", name="Tables").get_by_role("link")
+        expect(tabs).to_have_text(["people", "projects", "tasks", "assignments"])
+
+        def fill_in(one: str, searches: dict[str, str], **texts: str) -> None:
+            page.get_by_role("link", name=f"{one}s").click()
+            expect(page.locator("#nobody")).to_have_text(f"No {one}s yet.")
+            button(page, f"Add {one}").first.click()
+            for label, text in texts.items():
+                field(page, label).fill(text)
+            for many, found in searches.items():
+                page.get_by_label(f"Search {many}").press("Enter")
+                expect(page.locator("option:checked", has_text=found)).to_have_count(1)
+            save(page)
+
+        fill_in("project", {"people": "Ada Lovelace, ada@example.com"}, Title="Apollo")
+        expect(rows(page)).to_contain_text("Owner: Ada Lovelace, ada@example.com")
+        fill_in("task", {"projects": "Apollo"}, Title="Call")
+        expect(rows(page)).to_contain_text("Project: Apollo")
+        fill_in("assignment", {"people": "Ada Lovelace", "projects": "Apollo"}, Role="Pilot")
+        expect(shown(page)).to_have_text(["Pilot"])
+        button(page, "Add assignment").click()
+        field(page, "Role").fill("Other")
+        for many in ("people", "projects"):
+            page.get_by_label(f"Search {many}").press("Enter")
+        expect(page.locator("option:checked", has_text="Apollo")).to_have_count(1)
+        button(page, "Save").click()
+        expect(page.locator("#field-user_id-problem")).to_contain_text("Another assignment has")

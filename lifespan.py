@@ -34,7 +34,9 @@ REASONS = {
         # PostgreSQL and MariaDB say the same of a connection that isn't encrypted, if it has to be.
         "28000 1045": "does not accept this user name with this password, or not without TLS",
         "3D000 1049 NOSUCHDB": "has no database of this name",
-        "42501 1044 1142 13 8000 NOPERM": "does not give this user access to the database",
+        "42501": "does not give this user access to the database, or does not let it make tables,"
+        " for which PostgreSQL wants GRANT CREATE ON SCHEMA public",
+        "1044 1142 13 8000 NOPERM": "does not give this user access to the database",
         "ConfigurationError": "has a name that is not known, or is older than PyMongo supports",
         "SSLCertVerificationError": "has a TLS certificate that is not for this host, has expired,"
         " or whose issuer is unknown",

@@ -20,9 +20,22 @@ from asyncmy.auth import sha2_rsa_encrypt
 from conftest import NO_TLS, ROOT, SLACK, full, quick_on, serve, wait_until
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from databases import BACKENDS, Database, free_port
+from databases import (
+    BACKENDS,
+    Database,
+    _ask_mysql,
+    _ask_postgresql,
+    _folder,
+    _mysql_server,
+    _postgresql_server,
+    free_port,
+    redis_server,
+)
+from sqlalchemy import URL
 from sqlalchemy.engine import make_url
 from test_contract import add, read_all
+
+from db import open_backend
 
 
 def start_and_fail(folder: Path, env: dict[str, str], *guard: str) -> str:
@@ -75,11 +88,19 @@ WRONG = [
     ("READ_DATABASE_URL", "sqlite:///hunter2.db", "READ_DATABASE_URL: only for PostgreSQL"),
     ("DATABASE_URL", "redis://a:b@hunter2@localhost/0", "write an @"),
     ("DATABASE_URL", "redis:///0", "must name a host"),
-    ("DATABASE_URL", "redis://localhost/hunter2", "a database only by its number"),
+    ("DATABASE_URL", "redis://localhost/hunter2", "a database once, by its number"),
     ("DATABASE_URL", "redis://localhost/0?socket_timeout=hunter2", "an option after its ?"),
     ("DATABASE_URL", "sqlite://a:hunter2@localhost/x.db", "SQLite needs a file"),
     ("DATABASE_URL", "sqlite:///x.db?timeout=hunter2", "DATABASE_URL: "),
-    ("DATABASE_URL", "sqlite:///file:x?mode=memory&uri=true", "SQLite needs a file"),
+    ("DATABASE_URL", "sqlite:///file:x?mode=memory&uri=true", "SQLite takes no options"),
+    ("DATABASE_URL", "sqlite:///x.db?hunter2=1", "SQLite takes no options"),
+    ("DATABASE_URL", "redis://localhost/0?db=4", "a database once, by its number"),
+    ("DATABASE_URL", "unix://?db=4", "a database once, by its number"),
+    ("DATABASE_URL", "unix:///no/such.sock?db=hunter2", "an option after its ?"),
+    ("DATABASE_URL", "postgresql://a:b@h/x?channel_binding=require", "option channel_binding"),
+    ("DATABASE_URL", "postgresql://a:b@h/x?pgbouncer=true", "no option pgbouncer"),
+    ("DATABASE_URL", "mysql://a:b@h/x?ssl-mode=VERIFY_CA", "no option ssl-mode"),
+    ("DATABASE_URL", "mysql://a:b@h/x?sslaccept=strict", "no option sslaccept"),
     ("DATABASE_URL", "sqlite://", "SQLite needs a file"),
     ("DATABASE_URL", "sqlite:///:memory:", "SQLite needs a file"),
     ("DATABASE_URL", "sqlite:////no/such/folder/roster.db", "cannot be opened"),
@@ -383,6 +404,71 @@ def test_sigterm_ends_the_app_at_once(database: Database, tmp_path: Path) -> Non
         server.process.wait(timeout=60)
         assert time.monotonic() - began < 5
         assert "Traceback" not in server.printed()
+
+
+URLS = [
+    ("postgresql", "?application_name=x&connect_timeout=5&channel_binding=prefer"),
+    ("mysql", "?connect_timeout=5&ssl-mode=PREFERRED"),
+    ("mysql", "?unix_socket={socket}"),
+    ("postgresql", "?host={folder}"),
+    ("redis", "unix://:{password}@{socket}?db=3"),
+]
+
+
+@contextmanager
+def on_a_socket(name: str, folder: Path) -> Iterator[URL]:
+    """Yield the URL of a server that also listens on the socket ``socket`` of a folder."""
+    socket = f"{folder}/socket"
+    match name:
+        case "postgresql":
+            with _postgresql_server(f"--unix_socket_directories={folder}") as (admin, _):
+                yield admin.set(drivername="postgresql")
+        case "mysql":
+            with _mysql_server(f"--socket={socket}") as (admin, _):
+                _ask_mysql(admin, "create database roster")
+                _ask_mysql(admin, "set global sql_safe_updates=on")
+                yield admin.set(drivername="mysql", database="roster")
+        case "redis":
+            with redis_server(f"--unixsocket {socket}") as (admin, _):
+                yield admin
+
+
+@pytest.mark.parametrize(("name", "end"), URLS)
+def test_url_as_providers_give_it(name: str, end: str, tmp_path: Path) -> None:
+    account = {"postgresql": "postgres"}.get(name, name)
+    with _folder(account, "") as folder, required(name), on_a_socket(name, folder) as url:
+        text = url.render_as_string(hide_password=False)
+        whole = text + end if end[0] == "?" else end
+        whole = whole.format(socket=f"{folder}/socket", folder=folder, password=url.password)
+        with (
+            serve(f" {whole}\r\n", tmp_path) as server,
+            httpx.Client(base_url=server.url, verify=NO_TLS) as client,
+        ):
+            add(client)
+            assert client.get("/readyz").is_success
+
+
+def test_postgresql_that_cannot_hold_the_tables_says_why(tmp_path: Path) -> None:
+    with _postgresql_server() as (admin, _):
+        for statement in (
+            "create database latin encoding 'LATIN1' template template0 locale 'C' icu_locale 'en'",
+            "create role guest login password 'guest-of-mine'",
+            "create database theirs",
+        ):
+            _ask_postgresql(admin, statement)
+        latin = admin.set(drivername="postgresql", database="latin")
+        theirs = latin.set(username="guest", password="guest-of-mine", database="theirs")
+        for url, words in ((latin, "encoding LATIN1"), (theirs, "GRANT CREATE ON SCHEMA public")):
+            env = {"DATABASE_URL": url.render_as_string(hide_password=False)}
+            line = only_line(start_and_fail(tmp_path, env))
+            assert words in line
+            assert "guest-of-mine" not in line
+
+
+def test_address_of_ipv6_is_written_with_brackets() -> None:
+    for url in ("postgresql://[::1]:5/x", "mysql://[::1]:5/x", "redis://[::1]:5/0"):
+        assert " at [::1]:5, " in open_backend(url).place
+    assert " at [::1]:5, " in open_backend("mongodb://[::1]:5/x").place
 
 
 def test_paths_are_right_under_the_prefix_of_a_proxy(tmp_path: Path) -> None:

@@ -447,10 +447,10 @@ def to_user(texts: Sequence[str | None]) -> UserRead:
 
 def make_pool(url: URL, size: int) -> ConnectionPool:
     """Return the pool of a URL. Nothing is connected yet. Raises SettingsError."""
-    named = url.database
+    named = bool(url.database)
     if url.drivername != "unix":
-        named = (url.host or "host" in url.query) and (named or "0").isdecimal()
-        named = named and "db" not in url.query
+        number = (url.database or "0").isdecimal() and "db" not in url.query
+        named = number and bool(url.host or "host" in url.query)
     if not named:
         raise SettingsError(
             "DATABASE_URL: it must name a host, and a database once, by its number:"

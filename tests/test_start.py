@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from asyncmy.auth import sha2_rsa_encrypt
-from conftest import NO_TLS, ROOT, SLACK, full, quick_on, serve, wait_until
+from conftest import NO_TLS, ROOT, full, quick_on, required, serve, wait_until
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from databases import (

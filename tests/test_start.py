@@ -13,11 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 from asyncmy.auth import sha2_rsa_encrypt
-from conftest import NO_TLS, ROOT, full, quick_on, required, serve, wait_until
+from conftest import NO_TLS, ROOT, SLACK, full, quick_on, required, serve, wait_until
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from databases import (
@@ -439,7 +440,9 @@ def test_url_as_providers_give_it(name: str, end: str, tmp_path: Path) -> None:
     with _folder(account, "") as folder, required(name), on_a_socket(name, folder) as url:
         text = url.render_as_string(hide_password=False)
         whole = text + end if end[0] == "?" else end
-        whole = whole.format(socket=f"{folder}/socket", folder=folder, password=url.password)
+        whole = whole.format(
+            socket=f"{folder}/socket", folder=folder, password=quote(str(url.password), safe="")
+        )
         with (
             serve(f" {whole}\r\n", tmp_path) as server,
             httpx.Client(base_url=server.url, verify=NO_TLS) as client,

@@ -221,7 +221,7 @@ class RedisUserStore:
         kind = "Redis Sentinel" if self.url.drivername.endswith("+sentinel") else "Redis"
         where, number = " or ".join(hosts(self.url)), self.url.database or 0
         if self.url.drivername == "unix":
-            where, number = f"/{number}", self.url.query.get("db", 0)
+            where, number = f"/{number}", str(self.url.query.get("db", 0))
         self.place = f"{kind} at {where}, database {number}"
 
     def codes(self, error: Exception) -> list[str]:

@@ -412,7 +412,7 @@ URLS = [
     ("mysql", "?connect_timeout=5&ssl-mode=PREFERRED"),
     ("mysql", "?unix_socket={socket}"),
     ("postgresql", "?host={folder}"),
-    ("redis", "unix://:{password}@{socket}?db=3"),
+    ("redis", "unix://{user}:{password}@{socket}?db=3"),
 ]
 
 
@@ -428,6 +428,9 @@ def on_a_socket(name: str, folder: Path) -> Iterator[URL]:
             with _mysql_server(f"--socket={socket}") as (admin, _):
                 _ask_mysql(admin, "create database roster")
                 _ask_mysql(admin, "set global sql_safe_updates=on")
+                who = f"'{admin.username}'@localhost"
+                _ask_mysql(admin, f"create user {who} identified by '{admin.password}'")
+                _ask_mysql(admin, f"grant all on *.* to {who}")
                 yield admin.set(drivername="mysql", database="roster")
         case "redis":
             with redis_server(f"--unixsocket {socket}") as (admin, _):

@@ -126,6 +126,16 @@ async def keep_trying(backend: Backend) -> None:
                 logger.warning(said)
 
 
+async def watch_descriptors() -> None:
+    """Log when none is left: uvloop then closes new connections without a word."""
+    while True:
+        await asyncio.sleep(1)
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            logger.error("No file descriptor is left (%s): raise LimitNOFILE.", error.strerror)
+
+
 def telemetry() -> TelemetryConfig:
     """Return whether FastAPI feeds OpenTelemetry: if a variable of its own, ``OTEL_...``, is set.
 
@@ -146,7 +156,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     if not logger.hasHandlers():  # another server than uvicorn
         logger.addHandler(logging.StreamHandler())
         logger.setLevel(logging.INFO)
-    trying = None
+    tasks = []
     try:
         get_callers()
         backend = get_backend()
@@ -156,12 +166,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             if not failure.wait:
                 raise
             logger.warning("%s Roster keeps trying.", failure)
-            trying = asyncio.create_task(keep_trying(backend))
+            tasks.append(asyncio.create_task(keep_trying(backend)))
     except (SettingsError, StartError) as error:
         sys.tracebacklimit = 0  # uvicorn prints a traceback; this leaves its last line
         # A connection that breaks while PyMongo closes it has nothing to add.
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
         raise SystemExit(str(error)) from None
+    tasks.append(asyncio.create_task(watch_descriptors()))
     app.state.started = True
     # What exists now stays: the garbage collector need not look through it again and again, each
     # time for as long as some twenty requests take; nor look for more after 700 new objects, which
@@ -172,10 +183,10 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        if trying:
-            trying.cancel()
+        for task in tasks:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await trying
+                await task
         # A hung server never completes the close handshake.
         with suppress(TimeoutError):
             async with asyncio.timeout(1):

@@ -2,7 +2,9 @@
 
 import os
 import re
+import resource
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -419,13 +421,13 @@ URLS = [
 @contextmanager
 def on_a_socket(name: str, folder: Path) -> Iterator[URL]:
     """Yield the URL of a server that also listens on the socket ``socket`` of a folder."""
-    socket = f"{folder}/socket"
+    path = f"{folder}/socket"
     match name:
         case "postgresql":
             with _postgresql_server(f"--unix_socket_directories={folder}") as (admin, _):
                 yield admin.set(drivername="postgresql")
         case "mysql":
-            with _mysql_server(f"--socket={socket}") as (admin, _):
+            with _mysql_server(f"--socket={path}") as (admin, _):
                 _ask_mysql(admin, "create database roster")
                 _ask_mysql(admin, "set global sql_safe_updates=on")
                 who = f"'{admin.username}'@localhost"
@@ -433,7 +435,7 @@ def on_a_socket(name: str, folder: Path) -> Iterator[URL]:
                 _ask_mysql(admin, f"grant all on *.* to {who}")
                 yield admin.set(drivername="mysql", database="roster")
         case "redis":
-            with redis_server(f"--unixsocket {socket}") as (admin, _):
+            with redis_server(f"--unixsocket {path}") as (admin, _):
                 yield admin
 
 
@@ -444,7 +446,10 @@ def test_url_as_providers_give_it(name: str, end: str, tmp_path: Path) -> None:
         text = url.render_as_string(hide_password=False)
         whole = text + end if end[0] == "?" else end
         whole = whole.format(
-            socket=f"{folder}/socket", folder=folder, password=quote(str(url.password), safe="")
+            socket=f"{folder}/socket",
+            folder=folder,
+            user=url.username,
+            password=quote(str(url.password), safe=""),
         )
         with (
             serve(f" {whole}\r\n", tmp_path) as server,
@@ -475,6 +480,21 @@ def test_address_of_ipv6_is_written_with_brackets() -> None:
     for url in ("postgresql://[::1]:5/x", "mysql://[::1]:5/x", "redis://[::1]:5/0"):
         assert " at [::1]:5, " in open_backend(url).place
     assert " at [::1]:5, " in open_backend("mongodb://[::1]:5/x").place
+
+
+def test_process_without_descriptors_says_so(tmp_path: Path) -> None:
+    with (
+        serve(f"sqlite:///{tmp_path}/a.db", tmp_path, app="app:app") as server,
+        ExitStack() as stack,
+    ):
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (50, 1000))
+        host, port = server.url.removeprefix("http://").split(":")
+        for _ in range(60):
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
+        wait_until(lambda: "No file descriptor is left" in server.printed(), server.printed)
+        stack.close()
+        wait_until(lambda: httpx.get(f"{server.url}/readyz", verify=NO_TLS).is_success)
+        assert "Traceback" not in server.printed()
 
 
 def test_paths_are_right_under_the_prefix_of_a_proxy(tmp_path: Path) -> None:

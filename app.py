@@ -11,7 +11,7 @@ from db import StoreDep
 from errors import NOT_FOUND, NOT_MODIFIED, READ, SEND, STALE, TAKEN, WRITE
 from export import EXPORT, Format, StreamStoreDep, WholeResponse, to_pieces
 from fields import BULK_MAX, UserId
-from headers import WEB, SafeHeaders
+from headers import WEB
 from lifespan import lifespan, telemetry
 from limits import IfMatch, Route
 from models import BulkOfRows, BulkResult, UserCreate, UserPage, UserRead, UserUpdate
@@ -32,7 +32,6 @@ app.router.route_class = Route
 errors.install(app)
 auth.install(app)
 app.frontend("/", directory=WEB, fallback=None)  # serve unmatched paths from web/
-app.add_middleware(SafeHeaders)  # the last one is around all others: their responses have them too
 
 
 @app.post("/users/", tags=["users"], status_code=status.HTTP_201_CREATED, responses=SEND | TAKEN)

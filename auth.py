@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from random import getrandbits
 from typing import Any, NamedTuple, cast
@@ -26,7 +26,7 @@ import limits
 from db import Settings, get_settings
 from engine import SettingsError
 from errors import BUG, answer
-from headers import DOCS_FILES, PAGE_FILES
+from headers import DOCS_FILES, PAGE_FILES, headers_of, path_of
 from store import logger
 
 # Needs no token: health, the API's description, and the page's own files.
@@ -36,10 +36,6 @@ SAFE = ("GET", "HEAD", "OPTIONS")  # they change nothing (RFC 9110, section 9.2.
 
 # The characters of a token are those of RFC 6750, section 2.1.
 ENTRY = re.compile(r"([A-Za-z0-9._-]{1,64}):([A-Za-z0-9._~+/-]{24,}=*)")
-RULE = (
-    'must be name:token, the name at most 64 letters, digits and "._-", the token at least 24'
-    " (openssl rand -hex 32 makes one)"
-)
 LOOPBACK = re.compile(r"(::ffff:)?127\.[0-9.]+|::1").fullmatch
 LOCAL_HOST = re.compile(rb"(localhost|127(\.[0-9]+){3}|\[::1\])(:[0-9]*)?", re.I).fullmatch
 # A proxy adds headers like these: then the peer on loopback is the proxy, not the caller. It must
@@ -48,11 +44,8 @@ FORWARDING = re.compile(
     rb"^(via|cdn-loop|cf-.*|x-(original|envoy)-.*|.*forwarded.*"
     rb"|(.*-)?(client|connecting|real|remote|user|originating|source|socket|peer)-?(ip|addr.*))$",
     re.M,
-).search
-NOT_STARTED = (
-    "Roster has not started. An app that mounts it has to run its lifespan, too:"
-    " async with roster.router.lifespan_context(roster)"
 )
+came_through_a_proxy = lru_cache(FORWARDING.search)  # a client sends the same names each time
 GUESS_TIME = 0.25  # seconds until a wrong token is answered
 
 
@@ -116,7 +109,10 @@ def read_tokens(settings: Settings) -> Callers:
         for number, entry in enumerate(text.split(",") if text else [], start=1):
             place = f"{setting.upper()}: entry {number}"
             if not (match := ENTRY.fullmatch(entry.strip())):
-                raise SettingsError(f"{place} {RULE}.")
+                raise SettingsError(
+                    f'{place} must be name:token, the name at most 64 letters, digits and "._-",'
+                    " the token at least 24 (openssl rand -hex 32 makes one)."
+                )
             name, token = match.groups()
             digest = sha256(token.encode()).digest()
             if name in names or digest in callers:
@@ -132,7 +128,7 @@ def why_foreign(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
     A Unix socket has no peer: an app that listens on one is behind a proxy. A page whose name was
     made to lead to this machine (DNS rebinding) gives itself away by the Host that it asks for.
     """
-    if FORWARDING(b"\n".join(headers)):
+    if came_through_a_proxy(b"\n".join(headers)):
         return "came through a proxy"
     if not (scope.get("client") and LOOPBACK(scope["client"][0])):
         return "came from another address than 127.0.0.1 or ::1"
@@ -171,9 +167,9 @@ async def throw_away(receive: Receive) -> None:
 
 
 class Access:
-    """ASGI middleware: admits or rejects a request, gives it an id, logs changes and failures.
+    """ASGI middleware: admits or rejects a request, logs changes and failures.
 
-    The id is made here and never taken from a client, which could give one to many requests.
+    Every response has the headers of ``headers.py`` and an id, which is made here and never taken from a client, which could give one to many requests.
     """
 
     def __init__(self, app: ASGIApp, callers: Callable[[], Callers] = get_callers) -> None:
@@ -184,7 +180,7 @@ class Access:
     def check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> tuple[Caller, Response | None]:
         """Return the caller, and the response if the request is rejected."""
         method = scope.get("method")  # a WebSocket has none, and counts as a change
-        is_open = scope["path"].removeprefix(scope.get("root_path", "")) in OPEN
+        is_open = path_of(scope) in OPEN
         callers = self.callers()
         if callers:
             if is_open and method in ("GET", "HEAD"):
@@ -232,7 +228,7 @@ class Access:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                added = [(b"x-request-id", request_id.encode())]
+                added = [*headers_of(scope), (b"x-request-id", request_id.encode())]
                 if (unread or status == BUG[0]) and scope["http_version"] < "2":
                     added.append((b"connection", b"close"))
                 message["headers"] = [*message.get("headers", ()), *added]
@@ -247,7 +243,10 @@ class Access:
         self.under_way[caller.name] += 1
         try:
             if not (hasattr(scope["app"].state, "started") or scope["app"].dependency_overrides):
-                raise RuntimeError(NOT_STARTED)
+                raise RuntimeError(
+                    "Roster has not started. An app that mounts it has to run its lifespan, too:"
+                    " async with roster.router.lifespan_context(roster)"
+                )
             if caller is UNKNOWN and rejection and rejection.status_code == 401:
                 await asyncio.sleep(GUESS_TIME)
             await (rejection or self.app)(inner, receive_on, send_on)

@@ -4,6 +4,7 @@ Nothing here depends on the database: the app stands on SQLite.
 """
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -434,6 +435,24 @@ def test_wrong_tokens_are_slowed_down_counted_and_delay_no_other(guarded: Server
 
 
 # The log
+
+
+def test_each_kind_of_line_is_limited_by_a_clock_that_is_not_set_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def says(text: str, at: float, status: int = 0) -> str | None:
+        monkeypatch.setattr(auth.time, "monotonic", lambda: at)
+        name = "uvicorn.access" if status else "uvicorn.error"
+        record = logging.LogRecord(name, logging.WARNING, "", 1, text, ("x", status), None)
+        record.created = 0  # a wall clock that was set back
+        return record.msg if sparing.filter(record) else None
+
+    sparing = auth.Sparing()
+    assert [says("a", 5), says("a", 5.5), says("a", 5.9), says("a", 5.9)] == ["a", "a", None, None]
+    assert says("b", 5.9) == "b"
+    assert says("a", 6.1) == "a (2 more were left out)"
+    assert [says("x", 9, 401) for _ in range(3)] == ["x", "x", None]
+    assert [says("x", 9, 200) for _ in range(3)] == ["x", "x", "x"]
 
 
 def request_id(response: httpx.Response) -> str:

@@ -169,8 +169,8 @@ async def throw_away(receive: Receive) -> None:
 class Access:
     """ASGI middleware: admits or rejects a request, logs changes and failures.
 
-    Every response has the headers of ``headers.py``, and an id. It is made here and never taken from
-    a client, which could give one to many requests.
+    Every response has the headers of ``headers.py``, and an id: never a client's, which could
+    give one to many requests.
     """
 
     def __init__(self, app: ASGIApp, callers: Callable[[], Callers] = get_callers) -> None:

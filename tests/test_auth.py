@@ -441,7 +441,7 @@ def test_each_kind_of_line_is_limited_by_a_clock_that_is_not_set_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def says(text: str, at: float, status: int = 0) -> str | None:
-        monkeypatch.setattr(auth.time, "monotonic", lambda: at)
+        monkeypatch.setattr(time, "monotonic", lambda: at)
         name = "uvicorn.access" if status else "uvicorn.error"
         record = logging.LogRecord(name, logging.WARNING, "", 1, text, ("x", status), None)
         record.created = 0  # a wall clock that was set back

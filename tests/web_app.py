@@ -17,7 +17,7 @@ from engine import UTCMillis
 from fields import NAME_MAX, Name, UserId
 from rows import TABLE, RowId, Versioned, key_of, partial
 from tables import resource
-from tests.served import app, roster
+from served import app, roster
 
 __all__ = ["app"]
 

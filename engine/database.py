@@ -3,22 +3,15 @@
 import asyncio
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from sqlalchemy import Executable, Insert, MetaData, event
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession as AnySession
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine.direct import Rows, Server, read_by_sqlalchemy
-from engine.errors import (
-    DEMOTED,
-    codes,
-    leave_demoted_server,
-    leave_rejected_statement,
-    wrap_the_rest,
-)
+from engine.direct import Rows, Server, compiled, insert_by_sqlalchemy, read_by_sqlalchemy
+from engine.errors import DEMOTED, codes, watch
 from engine.pool import WAIT_MAX
 from engine.tables import make_tables
 from engine.url import SettingsError, hosts, parse_url
@@ -65,11 +58,9 @@ class Database:
             wrong = f"DATABASE_URL: an option after its ? is wrong ({type(error).__name__})."
         if wrong:
             raise SettingsError(wrong)
-        self.writer, self.reader, self.read, self.insert = server
-        event.listen(self.writer.sync_engine, "handle_error", leave_demoted_server)
-        for engine in (self.writer, self.reader):
-            event.listen(engine.sync_engine, "handle_error", leave_rejected_statement)
-            event.listen(engine.sync_engine, "handle_error", wrap_the_rest, retval=True)
+        self.writer, self.reader, self.read_directly, self.insert_directly = server
+        watch(self.writer, writes=True)
+        watch(self.reader, writes=False)
 
     @property
     def place(self) -> str:
@@ -84,6 +75,24 @@ class Database:
     def session(self, read_only: bool = False) -> "Session":
         """Return a session for a block: ``async with database.session() as session``."""
         return Session(self, read_only)
+
+    async def read(self, statement: Executable, values: dict[str, Any]) -> Rows:
+        """Run a statement that reads, and return its rows."""
+        engine = self.reader.sync_engine
+        if found := compiled(statement, engine.dialect):
+            rows = await self.read_directly(found, values)
+            if rows is not None:
+                return found.rows(rows)
+        return await read_by_sqlalchemy(engine, statement, values)
+
+    async def insert(self, statement: Insert, row: dict[str, Any]) -> Any:
+        """Insert a row and commit; return its primary key, of one column."""
+        engine = self.writer.sync_engine
+        if found := compiled(statement, engine.dialect, tuple(row)):
+            key = await self.insert_directly(found, row)
+            if key is not None:
+                return key
+        return await insert_by_sqlalchemy(engine, statement, row)
 
     async def start(self, metadata: MetaData, migrations: Path) -> None:
         """Make the tables if there are none. Raises WrongTables.
@@ -131,7 +140,7 @@ class Session(AsyncSession):
                 "This session has ended with its request. Use a session of your own: "
                 "async with open_session() as session"
             )
-        if "sync_session" in self.__dict__ or name.startswith("__"):
+        if self.used or name.startswith("__"):
             raise AttributeError(name)
         engine = self.database.reader if self.read_only else self.database.writer
         super().__init__(engine, expire_on_commit=False)
@@ -140,19 +149,22 @@ class Session(AsyncSession):
         return getattr(self, name)
 
     @property
+    def used(self) -> bool:
+        """Whether it has SQLAlchemy's half."""
+        return "sync_session" in self.__dict__
+
+    @property
     def idle(self) -> Database | None:
         """The database, if the session could be used and no transaction has begun."""
-        began = "sync_session" in self.__dict__ and self.sync_session.in_transaction()
+        began = self.used and self.sync_session.in_transaction()
         return None if began or self.ended else self.database
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, _: Any, error: BaseException | None, __: Any) -> None:
         try:
-            if "sync_session" not in self.__dict__:
+            if not self.used:
                 return
             if error is None and not self.read_only:
                 await self.commit()
@@ -161,21 +173,20 @@ class Session(AsyncSession):
             ):
                 refuse_to_write()
             elif self.read_only and isinstance(error, DBAPIError) and READ_ONLY & {*codes(error)}:
-                refuse_to_write(error)
+                refuse_to_write()
         finally:
-            if "sync_session" in self.__dict__:
+            self.ended = True
+            if self.used:
                 # SQLAlchemy's own way closes in another task: more work, and others wait for it.
                 await self.close()
                 del self.sync_session, self._proxied
-            self.ended = True
 
 
-def refuse_to_write(*cause: Any) -> None:
-    """Raise InvalidRequestError."""
+def refuse_to_write(*_: Any) -> NoReturn:
     raise InvalidRequestError(
         "This session is for reading (GET, HEAD), and there is something to write. "
         "Write in a POST, PUT, PATCH or DELETE, or in a session of open_session()."
-    ) from next((error for error in cause if isinstance(error, Exception)), None)
+    )
 
 
 def place_of(session: AnySession) -> str:

@@ -9,38 +9,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import URL, Dialect, Engine, Executable, Insert
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import URL, Dialect, Engine, Executable, Insert, event
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
-from engine.pool import InOrderPool
+from engine.errors import DEMOTED, REJECTED, codes, wrapped
+from engine.pool import InOrderPool, is_closed
 
 Rows = Sequence[Sequence[Any]]
-# A statement that reads is a transaction by itself: there is nothing to begin and to end.
-AUTOCOMMIT = {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
-
-
-class Server(NamedTuple):
-    """Engines for changes and for reads, and one statement of each kind without a session."""
-
-    writer: AsyncEngine
-    reader: AsyncEngine  # its connections cannot change anything
-    read: Callable[[Executable, dict[str, Any]], Awaitable[Rows]]
-    insert: Callable[[Insert, dict[str, Any]], Awaitable[Any]]
-
-
-def connect_to_server(
-    make_engine: Callable[..., AsyncEngine], url: URL, replica: URL, size: int, **options: Any
-) -> Server:
-    """Return a server's two pools; two fifths of the connections are for changes."""
-    options |= {"poolclass": InOrderPool, "pool_recycle": 1800}
-    changes = round(size * 2 / 5) or 1  # an app changes less than it reads
-    writer = make_engine(url, reading=False, pool_size=changes, **options)
-    reads = options | AUTOCOMMIT | {"pool_size": size - changes}
-    reader = make_engine(replica, reading=True, **reads)
-    read = partial(read_by_sqlalchemy, reader.sync_engine)
-    return Server(writer, reader, read, partial(insert_by_sqlalchemy, writer.sync_engine))
 
 
 class Compiled(NamedTuple):
@@ -104,31 +81,114 @@ def compiled(
     return Compiled(found.string, names, constants, bind, converted)
 
 
+# A statement on a driver's connection, with its parameters: returns rows, or the id of a new one.
+Send = Callable[[Any, str, list[Any]], Awaitable[Any]]
+# A statement without a session. None: SQLAlchemy has to run it.
+Direct = Callable[[Compiled, dict[str, Any]], Awaitable[Any]]
+
+
+async def by_sqlalchemy(*_: Any) -> None:
+    """Leave every statement to SQLAlchemy: a ``Direct``."""
+
+
+class Server(NamedTuple):
+    """Engines for changes and for reads, whose connections cannot change anything."""
+
+    writer: AsyncEngine
+    reader: AsyncEngine
+    read: Direct
+    insert: Direct
+
+
+def connect_to_server(
+    make_engine: Callable[..., AsyncEngine],
+    url: URL,
+    replica: URL,
+    size: int,
+    send: tuple[Send, Send] | None,
+    **options: Any,
+) -> Server:
+    """Return a server's two pools; two fifths of the connections are for changes."""
+    options |= {"poolclass": InOrderPool, "pool_recycle": 1800}
+    changes = round(size * 2 / 5) or 1  # an app changes less than it reads
+    writer = make_engine(url, reading=False, pool_size=changes, **options)
+    reader = make_engine(replica, reading=True, pool_size=size - changes, **options)
+    for engine in (writer, reader):
+        event.listen(engine.sync_engine, "checkout", replace_closed)
+    if send is None:
+        return Server(writer, reader, by_sqlalchemy, by_sqlalchemy)
+    read, insert = send
+    return Server(
+        *(writer, reader),
+        read=partial(run, reader.sync_engine, read, True),
+        insert=partial(run, writer.sync_engine, insert, False),
+    )
+
+
+def replace_closed(_: Any, entry: Any, __: Any) -> None:
+    """Let SQLAlchemy open another connection. To ask the server first would cost a round trip."""
+    if is_closed(entry):
+        raise DisconnectionError
+
+
+async def run(
+    engine: Engine, send: Send, reads: bool, found: Compiled, values: dict[str, Any]
+) -> Any:
+    """Run a statement on a borrowed connection, as a transaction by itself.
+
+    None: SQLAlchemy has to do it. Either it has to open the connection, or nothing was done.
+    Raises SQLAlchemy's errors.
+    """
+    parameters = found.parameters(values)
+    pool = cast(InOrderPool, engine.pool)
+    entry = await pool.borrow()
+    if entry is None:
+        return None
+    try:
+        return await send(entry.driver_connection, found.sql, parameters)
+    except BaseException as raised:
+        adapter: Any = entry.dbapi_connection
+        error = wrapped(raised, engine.dialect, adapter)
+        gone = is_closed(entry) or getattr(error, "connection_invalidated", False)
+        said = {*codes(error)}
+        # What a server answers leaves the connection as it was. Otherwise it is of no use.
+        answered = isinstance(getattr(error, "orig", None), engine.dialect.loaded_dbapi.Error)
+        if not answered or REJECTED in said:
+            adapter.terminate()
+        if (gone and isinstance(raised, Exception)) if reads else DEMOTED & said:
+            return None
+        if error is raised:
+            raise
+        raise error from raised
+    finally:
+        pool.give_back(entry)
+
+
 async def read_by_sqlalchemy(engine: Engine, statement: Executable, values: dict[str, Any]) -> Rows:
     """Run a statement that reads, and return its rows.
 
     SQLAlchemy's asyncio methods each start a greenlet; here one is enough for all of them.
     """
 
-    def run() -> Rows:
+    def work() -> Rows:
         with engine.connect() as connection:
             return [tuple(row) for row in connection.execute(statement, values)]
 
     try:
-        return await greenlet_spawn(run)
+        return await greenlet_spawn(work)
     except DBAPIError as error:
         # The server closed the connection before it answered. Reading twice is harmless.
         if not error.connection_invalidated:
             raise
-        return await greenlet_spawn(run)
+        return await greenlet_spawn(work)
 
 
 async def insert_by_sqlalchemy(engine: Engine, statement: Insert, row: dict[str, Any]) -> Any:
     """Insert a row and commit; return its primary key, of one column."""
 
-    def run() -> Any:
+    def work() -> Any:
         with engine.begin() as connection:
             return connection.execute(statement, row).inserted_primary_key
 
-    [key] = await greenlet_spawn(run)
+    [key] = await greenlet_spawn(work)
     return key

@@ -1,9 +1,11 @@
 """What drivers raise: its codes, and the form in which all of it leaves this package."""
 
 from collections.abc import Iterator
+from typing import Any
 
-from sqlalchemy import Dialect, ExceptionContext
+from sqlalchemy import Dialect, ExceptionContext, event
 from sqlalchemy.exc import DBAPIError, OperationalError, StatementError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 # Causes that say more than the code of the error that they led to.
 SPECIFIC = (
@@ -13,9 +15,11 @@ SPECIFIC = (
 )
 # How uvloop and asyncmy, as a RuntimeError, report a connection that the server has just closed.
 CLOSED = ("the handler is closed", "Transport does not expose socket")
+# A value that asyncpg rejected when the statement was prepared. Outside a transaction, the
+# connection would hold the statement's locks until it is used again. PostgreSQL is more precise.
+REJECTED = "22000"
 # "This server takes no changes now", of PostgreSQL and MySQL; the last two are those of a Galera
 # node that has lost the majority of its cluster.
-REJECTED = "22000"  # by asyncpg; PostgreSQL itself is more precise
 DEMOTED = {"25006", "1290", "1792", "1836", "1047", "1180"}
 
 
@@ -52,8 +56,13 @@ def codes(error: BaseException) -> list[str]:
     return [*specific, *found, *names]
 
 
-def wrapped(error: Exception, dialect: Dialect) -> Exception:
-    """Return what leaves this package for what a driver raises."""
+def wrapped(error: BaseException, dialect: Dialect, connection: Any = None) -> BaseException:
+    """Return what leaves this package for what a driver raises; ``connection`` is SQLAlchemy's."""
+    if connection:
+        try:
+            connection._handle_exception(error)
+        except BaseException as found:  # noqa: BLE001 (raising is how it returns its own form)
+            error = found
     if isinstance(error, dialect.loaded_dbapi.Error):
         return DBAPIError.instance(None, None, error, dialect.loaded_dbapi.Error, dialect=dialect)
     closed = isinstance(error, RuntimeError) and any(words in str(error) for words in CLOSED)
@@ -62,27 +71,19 @@ def wrapped(error: Exception, dialect: Dialect) -> Exception:
     return error
 
 
-def wrap_the_rest(context: ExceptionContext) -> Exception | None:
-    """Wrap exceptions that SQLAlchemy passes on as they are: they are not classes of the driver's.
+def watch(engine: AsyncEngine, writes: bool) -> None:
+    """Wrap what SQLAlchemy passes on as it is, and close connections that are of no use.
 
     https://docs.sqlalchemy.org/en/21/core/events.html#sqlalchemy.events.DialectEvents.handle_error
     """
-    if context.sqlalchemy_exception or not isinstance(context.original_exception, Exception):
-        return None
-    error = wrapped(context.original_exception, context.dialect)
-    return None if error is context.original_exception else error
 
-
-def leave_demoted_server(context: ExceptionContext) -> None:
-    """Close all connections to a server that takes no changes now: another one may take them."""
-    if DEMOTED & {*codes(context.sqlalchemy_exception or context.original_exception)}:
-        context.is_disconnect = True
-
-
-def leave_rejected_statement(context: ExceptionContext) -> None:
-    """Close a connection whose statement was prepared when asyncpg rejected a value.
-
-    Outside a transaction, it would hold the statement's locks until it is used again.
-    """
-    if REJECTED in codes(context.sqlalchemy_exception or context.original_exception):
-        context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
+    @event.listens_for(engine.sync_engine, "handle_error", retval=True)
+    def on_error(context: ExceptionContext) -> BaseException | None:
+        found = {*codes(context.sqlalchemy_exception or context.original_exception)}
+        if writes and DEMOTED & found:  # close all: another server may take changes
+            context.is_disconnect = True
+        if REJECTED in found:
+            context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
+        error = wrapped(context.original_exception, context.dialect)
+        passed_on = context.sqlalchemy_exception or error is context.original_exception
+        return None if passed_on else error

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Dialect
 from sqlalchemy.dialects.mysql import DATETIME
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import TypeEngine
 from sqlmodel.sql.sqltypes import UTCDateTime
 
@@ -27,7 +27,7 @@ class UTCMillis(UTCDateTime):
         return DATETIME(fsp=3) if mysql else super().load_dialect_impl(dialect)
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        return AsText(column, self)
+        return AsText(column, type_=self)
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
         def to_text(aware: datetime | None) -> str | None:
@@ -39,21 +39,17 @@ class UTCMillis(UTCDateTime):
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
         parse = datetime.fromisoformat
 
-        def to_datetime(value: Any) -> datetime | None:
+        def to_datetime(value: Any) -> Any:
             if type(value) is str:
-                return parse(value) if value[-6:] == "+00:00" else parse(value + "+00:00")
+                return parse(value if value[-6:] == "+00:00" else value + "+00:00")
             # Not every expression goes through column_expression: text().columns() doesn't.
-            return None if value is None else value.replace(tzinfo=UTC)
+            return value and value.replace(tzinfo=UTC)
 
         return to_datetime
 
 
-class AsText(FunctionElement[Any]):
+class AsText(GenericFunction[Any]):
     inherit_cache = True
-
-    def __init__(self, time: ColumnElement[Any], type_: UTCMillis) -> None:
-        super().__init__(time)
-        self.type = type_
 
 
 TEXT = {

@@ -2,15 +2,14 @@
 
 from typing import Annotated, Literal
 
-from fastapi import Body, Query, Response, status
-from fastapi.responses import StreamingResponse
+from fastapi import Body, Query, Request, Response, status
 from fastapi_offline import FastAPIOffline
 
 import auth
 import errors
 from db import StoreDep
 from errors import NOT_FOUND, NOT_MODIFIED, READ, SEND, STALE, TAKEN, WRITE
-from export import EXPORT, Format, StreamStoreDep, stream_users
+from export import EXPORT, Format, StreamStoreDep, WholeResponse, to_pieces
 from fields import BULK_MAX, UserId
 from headers import WEB, SafeHeaders
 from lifespan import lifespan, telemetry
@@ -27,6 +26,7 @@ app = FastAPIOffline(  # FastAPI, but /docs needs no other site
     lifespan=lifespan,
     redoc_url=None,
     telemetry=telemetry(),
+    generate_unique_id_function=lambda route: route.name,  # operations are called as handlers
 )
 app.router.route_class = Route
 errors.install(app)
@@ -90,10 +90,12 @@ async def create_users(
     return BulkOfRows(*await store.add_many(users, skip_taken=on_conflict == "skip"))
 
 
-@app.get("/users/export", tags=["users"], response_class=StreamingResponse, responses=READ | EXPORT)
-async def export_users(store: StreamStoreDep, format: Format = "jsonl") -> StreamingResponse:
+@app.get("/users/export", tags=["users"], response_class=WholeResponse, responses=READ | EXPORT)
+async def export_users(
+    request: Request, store: StreamStoreDep, format: Format = "jsonl"
+) -> WholeResponse:
     """Download every user, by id."""
-    return await stream_users(store, format)
+    return WholeResponse(request, to_pieces(store, format), "users", format)
 
 
 @app.get("/livez", tags=["health"], responses=errors.LIVE)

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from fields import BULK_MAX
-from store import EmailTaken, Fault, Kind, NotFound, StaleVersion
+from store import Conflict, Fault, Kind, NotFound, StaleVersion
 from store_sql import sql_fault
 
 FAULTS = {
@@ -34,11 +34,6 @@ FAULTS = {
     Kind.FULL: (507, "The database is full."),
 }
 BUG = 500, "Internal Server Error"
-SENTENCES: dict[type[Exception], tuple[int, str]] = {
-    NotFound: (404, "There is no user with this id."),
-    NoResultFound: (404, "There is nothing with this id."),  # SQLAlchemy's, for session.get_one
-    StaleVersion: (412, "The user has changed since you read it. Fetch it again and retry."),
-}
 
 
 class Problem(BaseModel):
@@ -69,8 +64,17 @@ def answer(status: int, detail: str | list[FieldProblem]) -> JSONResponse:
     return JSONResponse({"detail": content}, status, {"Retry-After": "1"} if status == 503 else {})
 
 
-async def on_known_error(_: Request, error: Exception) -> Response:
-    return answer(*next(SENTENCES[kind] for kind in type(error).__mro__ if kind in SENTENCES))
+async def on_not_found(_: Request, error: NotFound) -> Response:
+    return answer(404, str(error))
+
+
+async def on_no_row(_: Request, __: NoResultFound) -> Response:
+    """Answer 404: the row that ``session.get_one`` asks for isn't there."""
+    return answer(404, "There is nothing with this id.")
+
+
+async def on_stale_version(_: Request, error: StaleVersion) -> Response:
+    return answer(412, str(error))
 
 
 async def on_invalid_request(_: Request, error: RequestValidationError) -> Response:
@@ -104,10 +108,9 @@ async def on_http_exception(request: Request, error: HTTPException) -> Response:
     return await http_exception_handler(request, error)
 
 
-async def on_email_taken(_: Request, error: EmailTaken) -> Response:
-    """Answer 409 with the place of each address that is taken."""
-    msg = "Another user has this email address."
-    return answer(409, [FieldProblem(type="taken", loc=[*loc], msg=msg) for loc in error.locations])
+async def on_conflict(_: Request, error: Conflict) -> Response:
+    problems = [FieldProblem(type="conflict", loc=[*loc], msg=msg) for loc, msg in error.problems]
+    return answer(409, problems)
 
 
 async def on_fault(request: Request, error: Fault) -> Response:
@@ -146,16 +149,18 @@ READ = LIVE | UNREACHABLE
 READ |= describe(_401="A token is needed, or this one is not known.", _422="A field is wrong.")
 WRITE = READ | describe(_507="The database is full.")
 SEND = WRITE | describe(_408="The body did not arrive in time.", _413="The body is over 1 MiB.")
-NOT_FOUND = describe(_404="No user has this id.")
+NOT_FOUND = describe(_404="Nothing has this id.")
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "You have this version."}}
-TAKEN = describe(_409="An email address is taken. Nothing was stored.")
-STALE = describe(_412="The user has another version than `If-Match` names. Nothing was changed.")
+TAKEN = describe(_409="A value is taken, or refers to nothing. Nothing was stored.")
+STALE = describe(_412="The version is another than `If-Match` names. Nothing was changed.")
 
 HANDLERS: dict[type[Exception], Any] = {
-    **dict.fromkeys(SENTENCES, on_known_error),
+    NotFound: on_not_found,
+    NoResultFound: on_no_row,
+    StaleVersion: on_stale_version,
     HTTPException: on_http_exception,
     RequestValidationError: on_invalid_request,
-    EmailTaken: on_email_taken,
+    Conflict: on_conflict,
     Fault: on_fault,
     SQLAlchemyError: on_session_error,
 }

@@ -1,14 +1,15 @@
-"""Every user as JSON Lines or as CSV, in constant memory."""
+"""Every user, or every row of a table, as JSON Lines or as CSV, in constant memory."""
 
 import csv
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from datetime import datetime
+from tempfile import SpooledTemporaryFile
 from typing import Annotated, Any, Literal
 
 import msgspec
-from fastapi import Depends
-from fastapi.responses import StreamingResponse
+from fastapi import Depends, Request, Response
+from starlette.types import Receive, Scope, Send
 
 from db import StreamSessionDep, get_store
 from models import FIELDS, UserRead, UserRow
@@ -22,6 +23,8 @@ EXPORT: dict[int | str, dict[str, Any]] = {
     200: {"content": {kind.split(";")[0]: {} for kind in MEDIA_TYPES.values()}}
 }
 TO_JSON = msgspec.json.Encoder()
+IN_MEMORY = 2**20  # bytes of an export; what is more waits in a temporary file
+CHUNK = 2**16
 
 # A spreadsheet takes a cell that begins with one of these for a formula
 # (https://owasp.org/www-community/attacks/CSV_Injection), their full-width forms included.
@@ -34,6 +37,36 @@ async def get_stream_store(session: StreamSessionDep) -> UserStore:
 
 
 StreamStoreDep = Annotated[UserStore, Depends(get_stream_store)]
+
+
+class WholeResponse(Response):
+    """A download that states its length, so that the client knows whether it got all of it.
+
+    It is written to a temporary file before its first byte is sent. If the database fails
+    meanwhile, the response is the error's.
+    """
+
+    def __init__(
+        self, request: Request, pieces: AsyncIterator[str], name: str, format: Format
+    ) -> None:
+        super().__init__(media_type=MEDIA_TYPES[format])
+        self.headers["Content-Disposition"] = f'attachment; filename="{name}.{format}"'
+        self.request = request
+        self.pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with SpooledTemporaryFile(IN_MEMORY) as file:
+            async for piece in self.pieces:
+                file.write(piece.encode())
+                if await self.request.is_disconnected():
+                    return
+            self.headers["Content-Length"] = str(file.tell())
+            start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+            await send(start)
+            file.seek(0)
+            while chunk := file.read(CHUNK):
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
 
 
 def check(user: UserRead) -> UserRead:
@@ -63,11 +96,6 @@ async def read_pages(store: UserStore) -> AsyncIterator[list[UserRead]]:
         query = UserQuery(limit=200, cursor=page.next)
 
 
-def to_jsonl(users: list[UserRead]) -> str:
-    """Return a line of JSON for each user."""
-    return TO_JSON.encode_lines(users).decode()
-
-
 def safe_cell(value: Any) -> Any:
     """Return a value with an apostrophe before it if a spreadsheet would compute it."""
     formula = isinstance(value, str) and value.lstrip("'").startswith(FORMULA)
@@ -79,41 +107,19 @@ def plain_cell(text: str) -> str:
     return text[1:] if text.startswith("'") and text.lstrip("'").startswith(FORMULA) else text
 
 
-def to_csv(users: list[UserRead]) -> str:
-    """Return a line of CSV for each user (RFC 4180), no cell of which is a formula."""
+def to_csv(rows: Iterable[Iterable[Any]]) -> str:
+    """Return lines of CSV (RFC 4180), no cell of which is a formula."""
     lines = io.StringIO()
-    writer = csv.writer(lines)
-    for user in msgspec.to_builtins(users):
-        writer.writerow(safe_cell(value) for value in user.values())
+    csv.writer(lines).writerows([*map(safe_cell, row)] for row in rows)
     return lines.getvalue()
 
 
 async def to_pieces(store: UserStore, format: Format) -> AsyncIterator[str]:
-    """Yield an export page by page, the first with the header that CSV has."""
-    to_lines = to_csv if format == "csv" else to_jsonl
-    header = ",".join(FIELDS) + "\r\n" if format == "csv" else ""
+    """Yield the users page by page, before the first page the header that CSV has."""
+    if format == "csv":
+        yield to_csv([FIELDS])
     async for users in read_pages(store):
-        yield header + to_lines(users)
-        header = ""
-
-
-async def stream_users(store: UserStore, format: Format) -> StreamingResponse:
-    """Return the response that streams every user.
-
-    The first page is read before the response begins, while an unreachable database can still be
-    answered with 503. If it fails later, the response ends without its last chunk, and no client
-    takes it for whole (RFC 9112, section 8).
-    """
-    pieces = to_pieces(store, format)
-    first = await anext(pieces)
-
-    async def all_pieces() -> AsyncIterator[str]:
-        yield first
-        async for piece in pieces:
-            yield piece
-
-    return StreamingResponse(
-        all_pieces(),
-        media_type=MEDIA_TYPES[format],
-        headers={"Content-Disposition": f'attachment; filename="users.{format}"'},
-    )
+        if format == "csv":
+            yield to_csv(row.values() for row in msgspec.to_builtins(users))
+        else:
+            yield TO_JSON.encode_lines(users).decode()

@@ -25,19 +25,35 @@ UNFINISHED = ID_MAX - 1
 
 
 class NotFound(Exception):
-    """No user has this id."""
+    """No row of a table has this id."""
+
+    def __init__(self, noun: str = "user") -> None:
+        super().__init__(f"There is no {noun} with this id.")
 
 
 class StaleVersion(Exception):
-    """The user has another version than the client believes."""
+    """A row has another version than the client believes."""
+
+    def __init__(self, noun: str = "user") -> None:
+        super().__init__(f"The {noun} has changed since you read it. Fetch it again and retry.")
 
 
-class EmailTaken(Exception):
-    """Another user has an email address. ``locations`` are its places in the request's body."""
+Location = tuple[str | int, ...]  # of a field in a request, from ``body`` on
 
-    def __init__(self, locations: Sequence[tuple[str | int, ...]]) -> None:
-        super().__init__("email taken")
-        self.locations = locations
+
+class Conflict(Exception):
+    """The database rejects fields of a request: their locations, each with the reason."""
+
+    def __init__(self, problems: Sequence[tuple[Location, str]]) -> None:
+        super().__init__("conflict")
+        self.problems = problems
+
+
+class EmailTaken(Conflict):
+    """Another user has an email address. ``locations`` are its places in the request."""
+
+    def __init__(self, locations: Sequence[Location]) -> None:
+        super().__init__([(loc, "Another user has this email address.") for loc in locations])
 
 
 class CorruptUser(Exception):

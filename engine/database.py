@@ -10,7 +10,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession as AnySession
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine.direct import Rows, Server, compiled, insert_by_sqlalchemy, read_by_sqlalchemy
+from engine.direct import Rows, Server, execute
 from engine.errors import DEMOTED, codes, watch
 from engine.pool import WAIT_MAX
 from engine.tables import make_tables
@@ -78,21 +78,13 @@ class Database:
 
     async def read(self, statement: Executable, values: dict[str, Any]) -> Rows:
         """Run a statement that reads, and return its rows."""
-        engine = self.reader.sync_engine
-        if found := compiled(statement, engine.dialect):
-            rows = await self.read_directly(found, values)
-            if rows is not None:
-                return found.rows(rows)
-        return await read_by_sqlalchemy(engine, statement, values)
+        return await execute(self.reader.sync_engine, self.read_directly, statement, values)
 
     async def insert(self, statement: Insert, row: dict[str, Any]) -> Any:
         """Insert a row and commit; return its primary key, of one column."""
         engine = self.writer.sync_engine
-        if found := compiled(statement, engine.dialect, tuple(row)):
-            key = await self.insert_directly(found, row)
-            if key is not None:
-                return key
-        return await insert_by_sqlalchemy(engine, statement, row)
+        [key] = await execute(engine, self.insert_directly, statement, row)
+        return key[0]
 
     async def start(self, metadata: MetaData, migrations: Path) -> None:
         """Make the tables if there are none. Raises WrongTables.
@@ -168,11 +160,12 @@ class Session(AsyncSession):
                 return
             if error is None and not self.read_only:
                 await self.commit()
-            elif error is None and (
-                self.new or self.deleted or any(map(self.sync_session.is_modified, self.dirty))
-            ):
-                refuse_to_write()
-            elif self.read_only and isinstance(error, DBAPIError) and READ_ONLY & {*codes(error)}:
+            elif (
+                error is None
+                and (
+                    self.new or self.deleted or any(map(self.sync_session.is_modified, self.dirty))
+                )
+            ) or (self.read_only and isinstance(error, DBAPIError) and READ_ONLY & {*codes(error)}):
                 refuse_to_write()
         finally:
             self.ended = True
@@ -208,7 +201,7 @@ async def fetch(
     """
     if isinstance(session, Session) and session.read_only and (database := session.idle):
         if primary and database.replica:
-            return await read_by_sqlalchemy(database.writer.sync_engine, statement, values or {})
+            return await execute(database.writer.sync_engine, None, statement, values or {})
         return await database.read(statement, values or {})
     await session.flush()
     return (await (await session.connection()).execute(statement, values or {})).all()

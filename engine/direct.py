@@ -5,6 +5,7 @@ one to the other, which take several times as long as a small statement. What is
 SQLAlchemy's way: a statement that is finished for each run, a connection that must be opened.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
@@ -81,23 +82,42 @@ def compiled(
     return Compiled(found.string, names, constants, bind, converted)
 
 
-# A statement on a driver's connection, with its parameters: returns rows, or the id of a new one.
-Send = Callable[[Any, str, list[Any]], Awaitable[Any]]
-# A statement without a session. None: SQLAlchemy has to run it.
-Direct = Callable[[Compiled, dict[str, Any]], Awaitable[Any]]
+# A statement as a transaction by itself: returns rows, for an INSERT that of the new primary key.
+# None: SQLAlchemy has to run it.
+Direct = Callable[[Compiled, dict[str, Any]], Awaitable[Rows | None]]
+# The engines for changes and for reads, and the direct ways of a read and of an INSERT.
+Server = tuple[AsyncEngine, AsyncEngine, Direct | None, Direct | None]
+# A statement on a driver's connection, with its parameters.
+Send = Callable[[Any, str, list[Any]], Awaitable[Rows]]
 
 
-async def by_sqlalchemy(*_: Any) -> None:
-    """Leave every statement to SQLAlchemy: a ``Direct``."""
+async def execute(
+    engine: Engine, direct: Direct | None, statement: Executable, values: dict[str, Any]
+) -> Rows:
+    """Run a statement as a transaction by itself; return its rows, or an INSERT's primary key."""
+    inserts = isinstance(statement, Insert)
+    columns = tuple(values) if inserts else None
+    if direct and (found := compiled(statement, engine.dialect, columns)):
+        rows = await direct(found, values)
+        if rows is not None:
+            return found.rows(rows)
 
+    def work() -> Rows:
+        with engine.connect() as connection:
+            result: Any = connection.execute(statement, values)
+            if not inserts:
+                return result.all()  # type: ignore[no-any-return]
+            connection.commit()
+            return [result.inserted_primary_key]
 
-class Server(NamedTuple):
-    """Engines for changes and for reads, whose connections cannot change anything."""
-
-    writer: AsyncEngine
-    reader: AsyncEngine
-    read: Direct
-    insert: Direct
+    # SQLAlchemy's asyncio methods each start a greenlet; here one is enough for all of them.
+    try:
+        return await greenlet_spawn(work)
+    except DBAPIError as error:
+        # The server closed the connection before it answered. Reading twice is harmless.
+        if inserts or not error.connection_invalidated:
+            raise
+        return await greenlet_spawn(work)
 
 
 def connect_to_server(
@@ -105,7 +125,7 @@ def connect_to_server(
     url: URL,
     replica: URL,
     size: int,
-    send: tuple[Send, Send] | None,
+    send: Send | None,
     **options: Any,
 ) -> Server:
     """Return a server's two pools; two fifths of the connections are for changes."""
@@ -115,14 +135,9 @@ def connect_to_server(
     reader = make_engine(replica, reading=True, pool_size=size - changes, **options)
     for engine in (writer, reader):
         event.listen(engine.sync_engine, "checkout", replace_closed)
-    if send is None:
-        return Server(writer, reader, by_sqlalchemy, by_sqlalchemy)
-    read, insert = send
-    return Server(
-        *(writer, reader),
-        read=partial(run, reader.sync_engine, read, True),
-        insert=partial(run, writer.sync_engine, insert, False),
-    )
+    read = partial(run, reader.sync_engine, send, True) if send else None
+    insert = partial(run, writer.sync_engine, send, False) if send else None
+    return writer, reader, read, insert
 
 
 def replace_closed(_: Any, entry: Any, __: Any) -> None:
@@ -133,11 +148,10 @@ def replace_closed(_: Any, entry: Any, __: Any) -> None:
 
 async def run(
     engine: Engine, send: Send, reads: bool, found: Compiled, values: dict[str, Any]
-) -> Any:
-    """Run a statement on a borrowed connection, as a transaction by itself.
+) -> Rows | None:
+    """Run a statement on a borrowed connection: a ``Direct``, whose errors are SQLAlchemy's.
 
-    None: SQLAlchemy has to do it. Either it has to open the connection, or nothing was done.
-    Raises SQLAlchemy's errors.
+    None: SQLAlchemy has to open the connection, or nothing was done.
     """
     parameters = found.parameters(values)
     pool = cast(InOrderPool, engine.pool)
@@ -151,9 +165,10 @@ async def run(
         error = wrapped(raised, engine.dialect, adapter)
         gone = is_closed(entry) or getattr(error, "connection_invalidated", False)
         said = {*codes(error)}
-        # What a server answers leaves the connection as it was. Otherwise it is of no use.
         answered = isinstance(getattr(error, "orig", None), engine.dialect.loaded_dbapi.Error)
-        if not answered or REJECTED in said:
+        if isinstance(raised, asyncio.CancelledError):
+            await greenlet_spawn(adapter.terminate)  # and let the server stop
+        elif not answered or REJECTED in said:
             adapter.terminate()
         if (gone and isinstance(raised, Exception)) if reads else DEMOTED & said:
             return None
@@ -162,33 +177,3 @@ async def run(
         raise error from raised
     finally:
         pool.give_back(entry)
-
-
-async def read_by_sqlalchemy(engine: Engine, statement: Executable, values: dict[str, Any]) -> Rows:
-    """Run a statement that reads, and return its rows.
-
-    SQLAlchemy's asyncio methods each start a greenlet; here one is enough for all of them.
-    """
-
-    def work() -> Rows:
-        with engine.connect() as connection:
-            return [tuple(row) for row in connection.execute(statement, values)]
-
-    try:
-        return await greenlet_spawn(work)
-    except DBAPIError as error:
-        # The server closed the connection before it answered. Reading twice is harmless.
-        if not error.connection_invalidated:
-            raise
-        return await greenlet_spawn(work)
-
-
-async def insert_by_sqlalchemy(engine: Engine, statement: Insert, row: dict[str, Any]) -> Any:
-    """Insert a row and commit; return its primary key, of one column."""
-
-    def work() -> Any:
-        with engine.begin() as connection:
-            return connection.execute(statement, row).inserted_primary_key
-
-    [key] = await greenlet_spawn(work)
-    return key

@@ -1,6 +1,5 @@
 """What drivers raise: its codes, and the form in which all of it leaves this package."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import Dialect, ExceptionContext, event
@@ -23,16 +22,6 @@ REJECTED = "22000"
 DEMOTED = {"25006", "1290", "1792", "1836", "1047", "1180"}
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield what the driver raised, and what led to it."""
-    found: BaseException | None = error
-    if isinstance(error, StatementError) and error.orig:
-        found = error.orig
-    while isinstance(found, Exception):  # a CancelledError led to a TimeoutError, and says less
-        yield found
-        found = found.__cause__
-
-
 def codes(error: BaseException) -> list[str]:
     """Return what a database calls an error, the most telling code first.
 
@@ -41,7 +30,10 @@ def codes(error: BaseException) -> list[str]:
     """
     found: list[str] = []
     names: list[str] = []
-    for cause in causes(error):
+    cause: BaseException | None = error
+    if isinstance(error, StatementError) and error.orig:
+        cause = error.orig
+    while isinstance(cause, Exception):  # a CancelledError led to a TimeoutError, and says less
         if name := getattr(cause, "sqlite_errorname", None):
             found += [name, "_".join(name.split("_")[:2])]
         # MySQL's number says more than its SQLSTATE, which asyncmy has too.
@@ -50,6 +42,7 @@ def codes(error: BaseException) -> list[str]:
         elif state := getattr(cause, "sqlstate", None):
             found += [state, state[:2]]
         names[:0] = [kind.__name__ for kind in type(cause).__mro__]
+        cause = cause.__cause__
     specific = [name for name in names if name in SPECIFIC]
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         found.append("disconnected")

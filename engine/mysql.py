@@ -10,7 +10,7 @@ from engine.direct import Rows, Server, connect_to_server
 
 
 def connect(url: URL, replica: URL, size: int, **options: Any) -> Server:
-    return connect_to_server(make_engine, url, replica, size, (read, insert), **options)
+    return connect_to_server(make_engine, url, replica, size, send, **options)
 
 
 def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
@@ -42,14 +42,8 @@ def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
     return engine
 
 
-async def read(connection: Any, sql: str, parameters: list[Any]) -> Rows:
+async def send(connection: Any, sql: str, parameters: list[Any]) -> Rows:
     async with connection.cursor() as cursor:
         await cursor.execute(sql, parameters)
-        rows: Rows = await cursor.fetchall()
+        rows: Rows = await cursor.fetchall() if cursor.description else [(cursor.lastrowid,)]
         return rows
-
-
-async def insert(connection: Any, sql: str, parameters: list[Any]) -> Any:
-    async with connection.cursor() as cursor:
-        await cursor.execute(sql, parameters)
-        return cursor.lastrowid

@@ -15,8 +15,8 @@ def connect(url: URL, replica: URL, size: int, **options: Any) -> Server:
     primary = url.set(query=several) if len(hosts(url)) > 1 else url
     replica = primary if replica is url else replica
     # Without a transaction, PgBouncer may send the parts of a statement to several connections.
-    send = None if behind_pgbouncer(url) or behind_pgbouncer(replica) else (read, insert)
-    return connect_to_server(make_engine, primary, replica, size, send, **options)
+    direct = None if behind_pgbouncer(url) or behind_pgbouncer(replica) else send
+    return connect_to_server(make_engine, primary, replica, size, direct, **options)
 
 
 def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
@@ -74,11 +74,6 @@ async def connect_to_one(**options: Any) -> Any:
         raise asyncpg.InterfaceError(type(error).__name__) from error
 
 
-async def read(connection: Any, sql: str, parameters: list[Any]) -> Rows:
+async def send(connection: Any, sql: str, parameters: list[Any]) -> Rows:
     rows: Rows = await connection.fetch(sql, *parameters)
     return rows
-
-
-async def insert(connection: Any, sql: str, parameters: list[Any]) -> Any:
-    [row] = await connection.fetch(sql, *parameters)
-    return row[0]

@@ -14,22 +14,22 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context, ContextVar
+from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
 from weakref import ref
 
 from sqlalchemy import URL, Engine, event
-from sqlalchemy import Connection as SQLAlchemyConnection
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import Pool, PoolProxiedConnection
+from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import await_, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
 from engine.direct import Compiled, Rows, Server
-from engine.errors import wrapped
+from engine.errors import codes, wrapped
 from engine.pool import InOrderPool
 from engine.url import SettingsError
 
@@ -38,33 +38,13 @@ WRITER = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
 READER = ("query_only=ON", "wal_autocheckpoint=0")
 BUDGET = 0.003  # seconds of a statement on the loop
 STEPS = 1000  # of SQLite's machine, some 20 microseconds, after which it looks at the clock
-NO_TRANSACTIONS_BY_PYTHON: dict[str, Any] = (
-    {"autocommit": True} if sys.version_info >= (3, 12) else {"isolation_level": None}
-)
+OPTIONS: dict[str, Any] = {"timeout": 0, "check_same_thread": False}
+# Python begins no transactions (9).
+OPTIONS |= {"autocommit": True} if sys.version_info >= (3, 12) else {"isolation_level": None}
 
-slow: set[str] = set()  # statements that exceeded the budget when they last ran
+slow: set[str] = set()  # SELECT statements that exceeded the budget when they last ran
 # The writer's connection that this task, or one that started it, was given last.
 HELD: ContextVar[Callable[[], Any]] = ContextVar("HELD", default=lambda: None)
-
-
-def sqlite_error(name: str, text: str) -> sqlite3.OperationalError:
-    """Return an error as SQLite makes it."""
-    error = sqlite3.OperationalError(text)
-    error.sqlite_errorcode, error.sqlite_errorname = getattr(sqlite3, name), name
-    return error
-
-
-def is_error(error: Exception, code: int) -> bool:
-    """Return whether it is this one of SQLite's, which has variants."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF == code
-
-
-def remember(sql: str, seconds: float) -> None:
-    """Send a statement to the thread from now on if it was slow, and no longer if it was quick."""
-    if seconds <= BUDGET:
-        slow.discard(sql)
-    elif len(slow) < 1000:
-        slow.add(sql)
 
 
 class Connection(sqlite3.Connection):
@@ -74,37 +54,27 @@ class Connection(sqlite3.Connection):
     """
 
     writing: ClassVar["set[Connection]"] = set()  # SQLAlchemy believes that a transaction is open
-
-    dialect: "Dialect"
-    writes: bool
-    patience: float  # seconds
-    plain: sqlite3.Cursor
-    thread: ThreadPoolExecutor
-
     running: asyncio.Future[Any] | None = None  # in the thread
     first_busy = last_busy = 0.0
-    wrote = True  # the transaction has changed something, or there is none
-    quick = False  # it consists of single rows
-    failure: sqlite3.Error | None = None
+    failure: sqlite3.Error | None = None  # that undid the transaction
 
     def set_up(self, dialect: "Dialect", writes: bool, patience: float) -> None:
         self.dialect, self.writes, self.patience = dialect, writes, patience
-        self.plain = super().cursor()
         self.thread = ThreadPoolExecutor(1, "sqlite")
 
     def cursor(self, *_: Any) -> "Cursor":  # type: ignore[override]  # it makes no other kind
         # A cursor that sqlite3's own method did not make leaves a reference behind, for ever.
         return super().cursor(Cursor)
 
-    def send(self, sql: str) -> sqlite3.Cursor:
-        return super().cursor().execute(sql)
+    def send(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+        return super().cursor().execute(sql, parameters)
 
     def begin(self) -> None:
         # A writer takes the lock now, before it reads what it will change (8).
         if self.writes:
             self.dialect.check_file()
             self.retry(lambda: self.send("BEGIN IMMEDIATE"))
-            self.wrote, self.quick, self.failure = False, False, None
+            self.failure = None
             self.writing.add(self)
 
     def commit(self) -> None:
@@ -116,7 +86,6 @@ class Connection(sqlite3.Connection):
                 self.rollback()
 
     def rollback(self) -> None:
-        self.wrote = True
         self.writing.discard(self)
         if self.in_transaction:
             self.retry(lambda: self.send("ROLLBACK"))
@@ -143,49 +112,27 @@ class Connection(sqlite3.Connection):
 
     def attempt(self, sql: str, parameters: Sequence[Any]) -> Rows | None:
         """Return the rows of a SELECT, None if it has to wait for a lock or a thread."""
-        try:
+        # Whatever else is wrong, perform meets it again.
+        with suppress(sqlite3.Error, OverflowError, UnicodeError):
             self.check()
-            return self.on_loop(lambda: self.plain.execute(sql, parameters).fetchall())
-        except (sqlite3.Error, OverflowError, UnicodeError) as error:  # perform meets it again
-            if is_error(error, sqlite3.SQLITE_INTERRUPT):
-                slow.add(sql)
-            return None
+            return self.on_loop(sql, lambda: self.send(sql, parameters).fetchall())
+        return None
 
     def perform(self, sql: str, work: Callable[[], Any]) -> Any:
-        """Run a statement on the loop if it is quick and may be interrupted, else in the thread."""
+        """Run a statement on the loop if it is a quick SELECT, else in the thread (3)."""
         self.check()
-        reads = not self.writes or sql[:6].upper() == "SELECT"
-        first, self.wrote = not (reads or self.wrote), self.wrote or not reads
-        try:
-            if self.quick:
-                return self.retry(work)
-            if (reads or first) and sql not in slow:
-                version = self.version() if first else 0
-                try:
-                    result = self.retry(lambda: self.on_loop(work))
-                    await_(nothing())
-                    return result
-                except sqlite3.OperationalError as error:
-                    if not is_error(error, sqlite3.SQLITE_INTERRUPT):
-                        raise
-                if first:  # undone, unless it was complete when SQLite looked at the clock
-                    self.rollback()
-                    self.begin()
-                    self.wrote = True
-                    if self.version() != version:
-                        raise sqlite_error("SQLITE_BUSY_SNAPSHOT", "another process has written")
-            result, seconds = self.retry(lambda: self.in_thread(lambda: timed(work), True))
-        except sqlite3.Error as error:
-            if not self.in_transaction:
-                self.failure = error
-            raise
-        remember(sql, seconds)
+        if (not self.writes or sql[:6].upper() == "SELECT") and sql not in slow:
+            try:
+                result = self.retry(lambda: self.on_loop(sql, work))
+                await_(nothing())
+                return result
+            except sqlite3.OperationalError:
+                if sql not in slow:
+                    raise
+        result, seconds = self.retry(lambda: self.in_thread(lambda: timed(work), stoppable=True))
+        if seconds <= BUDGET:
+            slow.discard(sql)
         return result
-
-    def version(self) -> int:
-        """Return a number that changes when another process has committed something."""
-        number: int = self.send("PRAGMA data_version").fetchone()[0]
-        return number
 
     def retry(self, work: Callable[[], Any]) -> Any:
         """Do something, and again while another process has the lock (1)."""
@@ -196,22 +143,28 @@ class Connection(sqlite3.Connection):
                 result = work()
                 self.last_busy = 0.0
                 return result
-            except sqlite3.OperationalError as error:
+            except sqlite3.Error as error:
+                if not self.in_transaction:
+                    self.failure = error
                 # After others have just given up, this one need not wait as long again.
                 now = time.monotonic()
                 if now - self.last_busy > self.patience:
                     self.first_busy = now
                 self.last_busy = now
-                if not is_error(error, sqlite3.SQLITE_BUSY) or now - self.first_busy > self.patience:
+                if "SQLITE_BUSY" not in codes(error) or now - self.first_busy > self.patience:
                     raise
             await_(asyncio.sleep(0.005))
 
-    def on_loop(self, work: Callable[[], Any]) -> Any:
-        """Do something here, and interrupt it when the budget is spent."""
+    def on_loop(self, sql: str, work: Callable[[], Any]) -> Any:
+        """Run a SELECT here; interrupt it when the budget is spent, and call it slow."""
         deadline = time.monotonic() + BUDGET
         self.set_progress_handler(lambda: time.monotonic() > deadline, STEPS)
         try:
             return work()
+        except sqlite3.OperationalError as error:
+            if "SQLITE_INTERRUPT" in codes(error) and len(slow) < 1000:
+                slow.add(sql)
+            raise
         finally:
             self.set_progress_handler(None, STEPS)
 
@@ -239,6 +192,10 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return work(), time.thread_time() - began
 
 
+async def nothing() -> None:
+    """SQLAlchemy insists that a statement awaits something."""
+
+
 class Cursor(sqlite3.Cursor):
     """A cursor that fetches all rows at once, where the statement runs."""
 
@@ -254,8 +211,7 @@ class Cursor(sqlite3.Cursor):
         return self
 
     def executemany(self, sql: str, parameters: Any) -> "Cursor":
-        work = super().executemany
-        self.connection.perform(sql, lambda: work(sql, parameters))
+        self.connection.perform(sql, partial(super().executemany, sql, parameters))
         return self
 
     def __next__(self) -> Any:
@@ -272,10 +228,6 @@ class Cursor(sqlite3.Cursor):
 
     async def _async_soft_close(self) -> None:
         """SQLAlchemy calls this when it has the rows, and the statement is over already."""
-
-
-async def nothing() -> None:
-    """SQLAlchemy insists that a statement awaits something."""
 
 
 async def give_way() -> None:
@@ -304,7 +256,7 @@ class QuickReads:
 
     def __init__(self, reader: Engine) -> None:
         self.reader = reader
-        self.shared: SQLAlchemyConnection | None = None
+        self.shared: Any = None
         event.listen(reader, "engine_disposed", self.close)
 
     async def read(self, found: Compiled, values: dict[str, Any]) -> Rows | None:
@@ -314,17 +266,16 @@ class QuickReads:
         parameters = found.parameters(values)
         await give_way()
         shared = self.shared or await greenlet_spawn(self.open)
-        below: Any = shared.connection.dbapi_connection
-        rows: Rows | None = below.attempt(found.sql, parameters)
+        rows: Rows | None = shared.attempt(found.sql, parameters)
         return rows
 
-    def open(self) -> SQLAlchemyConnection:
-        connection = self.reader.connect()
+    def open(self) -> Any:
+        connection = self.reader.raw_connection()
         if self.shared:  # by another task
             connection.close()
         else:
             connection.detach()  # the pool may open another one in its place
-            self.shared = connection
+            self.shared = connection.dbapi_connection
         return self.shared
 
     def close(self, _: Engine) -> None:
@@ -338,42 +289,40 @@ class GroupCommit:
 
     def __init__(self, writer: Engine) -> None:
         self.writer = writer
-        self.waiting: list[tuple[str, list[Any], asyncio.Future[Any]]] = []
+        self.waiting: list[tuple[str, list[Any], asyncio.Future[Rows]]] = []
         self.task: asyncio.Task[None] | None = None
 
-    async def insert(self, found: Compiled, row: dict[str, Any]) -> Any:
+    async def insert(self, found: Compiled, row: dict[str, Any]) -> Rows:
         """Insert a row, and return its id when it is on the disk.
 
         Raises IntegrityError if the row is rejected, and whatever made the transaction fail.
         """
         inserted = asyncio.get_running_loop().create_future()
         self.waiting.append((found.sql, found.parameters(row), inserted))
-        if self.task is None:
+        if not self.task or self.task.done():
             # In no caller's context: the writer that it holds is not that caller's.
-            self.task = asyncio.create_task(self.commit_groups(), context=Context())
+            task = greenlet_spawn(self.commit_groups)
+            self.task = asyncio.create_task(task, context=Context())
         return await inserted
 
-    async def commit_groups(self) -> None:
-        try:
-            while self.waiting:
-                await greenlet_spawn(self.commit_group)
-        finally:
-            self.task = None
+    def commit_groups(self) -> None:
+        while self.waiting:
+            self.commit_group()
 
     def commit_group(self) -> None:
         """Insert the rows that wait when the transaction begins, and tell their callers."""
-        group = self.waiting
-        outcomes: list[Any] = []
+        group, outcomes = self.waiting, list[Any]()
         try:
             with self.writer.begin() as connection:
                 self.waiting = []
                 group = [one for one in group if not one[2].cancelled()]
                 below: Any = connection.connection.driver_connection
-                below.quick = True
                 rested = time.monotonic()
                 for sql, parameters, _ in group:
                     try:
-                        outcomes.append(below.cursor().execute(sql, parameters).lastrowid)
+                        below.check()
+                        cursor = below.retry(partial(below.send, sql, parameters))
+                        outcomes.append([(cursor.lastrowid,)])
                     except Exception as error:  # noqa: BLE001 (the caller raises it)
                         outcomes.append(wrapped(error, self.writer.dialect))
                     if time.monotonic() - rested > BUDGET:
@@ -399,14 +348,9 @@ class Dialect(SQLiteDialect_pysqlite):
     path = ""
     file: os.stat_result | None = None  # that the first connection has found there
 
-    @classmethod
-    def get_pool_class(cls, url: URL) -> type[Pool]:
-        return FairPool
-
     def connect(self, *args: Any, writes: bool, timeout: float = 5, **options: Any) -> Any:
         self.check_file()  # or SQLite might make the file again, after all
-        options |= {"timeout": 0, "check_same_thread": False, **NO_TRANSACTIONS_BY_PYTHON}
-        connection = sqlite3.connect(*args, factory=Connection, **options)
+        connection = sqlite3.connect(*args, factory=Connection, **{**options, **OPTIONS})
         connection.set_up(self, writes, timeout)
         try:
             for pragma in WRITER if writes else READER:
@@ -424,8 +368,9 @@ class Dialect(SQLiteDialect_pysqlite):
         with suppress(FileNotFoundError):
             if not self.file or os.path.samestat(os.stat(self.path), self.file):
                 return
-        text = f"{self.path} was deleted, moved away or replaced"
-        raise sqlite_error("SQLITE_READONLY_DBMOVED", text)
+        error = sqlite3.OperationalError(f"{self.path} was deleted, moved away or replaced")
+        error.sqlite_errorname = "SQLITE_READONLY_DBMOVED"
+        raise error
 
     def do_begin(self, dbapi_connection: Any) -> None:
         dbapi_connection.begin()  # elsewhere, SQLAlchemy leaves it to the driver
@@ -444,6 +389,7 @@ def connect(url: URL, _: URL, __: int, **options: Any) -> Server:
     if url.host or memory:
         raise SettingsError("DATABASE_URL: SQLite needs a file, for example sqlite:///roster.db")
     url = url.set(drivername="sqlite+loop")
+    options["poolclass"] = FairPool
     writer = create_async_engine(url, pool_size=1, connect_args={"writes": True}, **options)
     reader = create_async_engine(url, pool_size=4, connect_args={"writes": False}, **options)
 
@@ -454,4 +400,4 @@ def connect(url: URL, _: URL, __: int, **options: Any) -> Server:
             writer.sync_engine.connect().close()
 
     read, insert = QuickReads(reader.sync_engine).read, GroupCommit(writer.sync_engine).insert
-    return Server(writer, reader, read, insert)
+    return writer, reader, read, insert

@@ -3,11 +3,12 @@
 import asyncio
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 from sqlalchemy import Executable, Insert, MetaData, event
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession as AnySession
+from sqlmodel import Session as SyncSession
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from engine.direct import Rows, Server, execute
@@ -36,28 +37,28 @@ class NotSQL(Exception):
 class Database:
     """An SQL database: two pools of connections, and sessions that use them.
 
-    ``url`` and ``replica`` are URLs as SQLAlchemy and libpq write them; the replica, if there is
-    one, answers what only reads. ``size`` is the most connections to a server (SQLite: always six).
-    Nothing is connected before it is needed. Raises SettingsError.
+    ``url`` and ``replica`` are URLs as SQLAlchemy and libpq write them; the replica answers what
+    only reads. ``size`` is the most connections to a server (SQLite: always six). Nothing is
+    connected before it is needed. Raises SettingsError.
     """
 
     def __init__(self, url: str, replica: str = "", size: int = 15) -> None:
         self.url = parse_url("DATABASE_URL", url)
         self.replica = parse_url("READ_DATABASE_URL", replica) if replica else None
         module, self.product = SERVERS[self.url.get_backend_name()]
-        wrong = ""
         if self.replica and SERVERS[self.replica.get_backend_name()][0] != module:
-            wrong = "READ_DATABASE_URL: it must name a replica of DATABASE_URL's server."
-        elif module != "sqlite" and not self.url.database:
-            wrong = "DATABASE_URL: it must name a database, as in postgresql://host:5432/name"
-        try:
-            server: Server = import_module(f"engine.{module}").connect(
-                self.url, self.replica or self.url, size, **POOL
+            raise SettingsError(
+                "READ_DATABASE_URL: it must name a replica of DATABASE_URL's server."
             )
+        if module != "sqlite" and not self.url.database:
+            example = "postgresql://host:5432/name"
+            raise SettingsError(f"DATABASE_URL: it must name a database, as in {example}")
+        try:
+            connect = import_module(f"engine.{module}").connect
+            server: Server = connect(self.url, self.replica or self.url, size, **POOL)
         except (ArgumentError, TypeError, ValueError) as error:
-            wrong = f"DATABASE_URL: an option after its ? is wrong ({type(error).__name__})."
-        if wrong:
-            raise SettingsError(wrong)
+            reason = f"an option after its ? is wrong ({type(error).__name__})."
+            raise SettingsError(f"DATABASE_URL: {reason}") from None
         self.writer, self.reader, self.read_directly, self.insert_directly = server
         watch(self.writer, writes=True)
         watch(self.reader, writes=False)
@@ -73,7 +74,6 @@ class Database:
         return f"{self.product} at {where}, database {self.url.database}"
 
     def session(self, read_only: bool = False) -> "Session":
-        """Return a session for a block: ``async with database.session() as session``."""
         return Session(self, read_only)
 
     async def read(self, statement: Executable, values: dict[str, Any]) -> Rows:
@@ -87,10 +87,7 @@ class Database:
         return key[0]
 
     async def start(self, metadata: MetaData, migrations: Path) -> None:
-        """Make the tables if there are none. Raises WrongTables.
-
-        ``migrations`` is Alembic's folder.
-        """
+        """Make the tables if there are none; ``migrations`` is Alembic's folder. Raises WrongTables."""
         for more_tries in reversed(range(20)):
             try:
                 async with self.writer.begin() as connection:
@@ -102,9 +99,20 @@ class Database:
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
-        """Close the connections."""
         await self.reader.dispose()
         await self.writer.dispose()
+
+
+class ReadingSession(SyncSession):
+    """SQLAlchemy's half of a session for reading."""
+
+
+@event.listens_for(ReadingSession, "before_flush")
+def refuse_to_write(*_: Any) -> NoReturn:
+    raise InvalidRequestError(
+        "This session is for reading (GET, HEAD), and there is something to write. "
+        "Write in a POST, PUT, PATCH or DELETE, or in a session of open_session()."
+    )
 
 
 class Session(AsyncSession):
@@ -115,8 +123,6 @@ class Session(AsyncSession):
     whose block has ended. Without a database, every use raises NotSQL.
     """
 
-    database: Database | None
-    read_only: bool
     ended = False
 
     def __init__(self, database: Database | None, read_only: bool = False) -> None:
@@ -135,9 +141,8 @@ class Session(AsyncSession):
         if self.used or name.startswith("__"):
             raise AttributeError(name)
         engine = self.database.reader if self.read_only else self.database.writer
-        super().__init__(engine, expire_on_commit=False)
-        if self.read_only:
-            event.listen(self.sync_session, "before_flush", refuse_to_write)
+        half = ReadingSession if self.read_only else SyncSession
+        super().__init__(engine, sync_session_class=half, expire_on_commit=False)
         return getattr(self, name)
 
     @property
@@ -151,35 +156,21 @@ class Session(AsyncSession):
         began = self.used and self.sync_session.in_transaction()
         return None if began or self.ended else self.database
 
-    async def __aenter__(self) -> Self:
-        return self
-
     async def __aexit__(self, _: Any, error: BaseException | None, __: Any) -> None:
         try:
-            if not self.used:
-                return
-            if error is None and not self.read_only:
+            if self.used and self.read_only:
+                changed = self.new or self.deleted or any(map(self.is_modified, self.dirty))
+                refused = isinstance(error, DBAPIError) and READ_ONLY & {*codes(error)}
+                if refused or (changed and not error):
+                    refuse_to_write()
+            elif self.used and not error:
                 await self.commit()
-            elif (
-                error is None
-                and (
-                    self.new or self.deleted or any(map(self.sync_session.is_modified, self.dirty))
-                )
-            ) or (self.read_only and isinstance(error, DBAPIError) and READ_ONLY & {*codes(error)}):
-                refuse_to_write()
         finally:
             self.ended = True
             if self.used:
                 # SQLAlchemy's own way closes in another task: more work, and others wait for it.
                 await self.close()
                 del self.sync_session, self._proxied
-
-
-def refuse_to_write(*_: Any) -> NoReturn:
-    raise InvalidRequestError(
-        "This session is for reading (GET, HEAD), and there is something to write. "
-        "Write in a POST, PUT, PATCH or DELETE, or in a session of open_session()."
-    )
 
 
 def place_of(session: AnySession) -> str:
@@ -214,7 +205,6 @@ async def insert_row(session: AnySession, statement: Insert, row: dict[str, Any]
     """
     if isinstance(session, Session) and not session.read_only and (database := session.idle):
         return await database.insert(statement, row)
-    connection = await session.connection()
-    key: Any = (await connection.execute(statement, row)).inserted_primary_key
+    result: Any = await (await session.connection()).execute(statement, row)
     await session.commit()
-    return key[0]
+    return result.inserted_primary_key[0]

@@ -30,9 +30,7 @@ def codes(error: BaseException) -> list[str]:
     """
     found: list[str] = []
     names: list[str] = []
-    cause: BaseException | None = error
-    if isinstance(error, StatementError) and error.orig:
-        cause = error.orig
+    cause: BaseException | None = (isinstance(error, StatementError) and error.orig) or error
     while isinstance(cause, Exception):  # a CancelledError led to a TimeoutError, and says less
         if name := getattr(cause, "sqlite_errorname", None):
             found += [name, "_".join(name.split("_")[:2])]
@@ -43,10 +41,9 @@ def codes(error: BaseException) -> list[str]:
             found += [state, state[:2]]
         names[:0] = [kind.__name__ for kind in type(cause).__mro__]
         cause = cause.__cause__
-    specific = [name for name in names if name in SPECIFIC]
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         found.append("disconnected")
-    return [*specific, *found, *names]
+    return [*(name for name in names if name in SPECIFIC), *found, *names]
 
 
 def wrapped(error: BaseException, dialect: Dialect, connection: Any = None) -> BaseException:

@@ -23,17 +23,15 @@ def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
         f" /*!50720 , max_execution_time=5000, transaction_{isolation},"
         f" transaction_read_only={reading:d} */"
     )
-    engine = create_async_engine(
-        url.set(drivername="mysql+asyncmy"),
-        connect_args={
-            "autocommit": True,  # outside a transaction, a statement is one by itself
-            "charset": "utf8mb4",
-            "connect_timeout": 3,
-            "read_timeout": 6,
-            "init_command": f"SET SESSION {settings}",
-        },
-        **options,
-    )
+    connect_args = {
+        "autocommit": True,  # outside a transaction, a statement is one by itself
+        "charset": "utf8mb4",
+        "connect_timeout": 3,
+        "read_timeout": 6,
+        "init_command": f"SET SESSION {settings}",
+    }
+    url = url.set(drivername="mysql+asyncmy")
+    engine = create_async_engine(url, connect_args=connect_args, **options)
 
     @event.listens_for(engine.sync_engine, "begin")
     def on_begin(connection: Connection) -> None:

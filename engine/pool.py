@@ -21,19 +21,13 @@ for name in ("sqlalchemy.pool", "engine.pool", "engine.sqlite"):
 
 
 class InOrderPool(AsyncAdaptedQueuePool):
-    """SQLAlchemy's pool with a slot for each connection: asyncio hands slots out in order.
-
-    It also lends connections without SQLAlchemy's wrapper.
-    """
+    """SQLAlchemy's pool with a slot for each connection, which asyncio hands out in order."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "use_lifo": True})
         self.slots = asyncio.Semaphore(self.size())
 
     async def wait_for_slot(self) -> None:
-        if not self.slots.locked():
-            await self.slots.acquire()  # at once
-            return
         try:
             async with asyncio.timeout(self._timeout):
                 await self.slots.acquire()
@@ -52,11 +46,12 @@ class InOrderPool(AsyncAdaptedQueuePool):
         super()._do_return_conn(record)
         self.slots.release()
 
+    give_back = _do_return_conn
+
     async def borrow(self) -> ConnectionPoolEntry | None:
         """Wait for a connection and return its entry. None: SQLAlchemy has to open one.
 
-        The borrower gives it back soon, and outside a transaction. Raises SQLAlchemy's
-        TimeoutError, as ``connect`` does.
+        The borrower gives it back soon, and outside a transaction.
         """
         await self.wait_for_slot()
         if self.checkedin():
@@ -67,9 +62,6 @@ class InOrderPool(AsyncAdaptedQueuePool):
             self._pool.put_nowait(entry)  # the last one in is the first one that SQLAlchemy takes
         self.slots.release()
         return None
-
-    def give_back(self, entry: ConnectionPoolEntry) -> None:
-        self._do_return_conn(entry)
 
 
 def is_closed(entry: ConnectionPoolEntry) -> bool:

@@ -56,7 +56,7 @@ def wrapped(error: BaseException, dialect: Dialect, connection: Any = None) -> B
     if isinstance(error, dialect.loaded_dbapi.Error):
         return DBAPIError.instance(None, None, error, dialect.loaded_dbapi.Error, dialect=dialect)
     closed = isinstance(error, RuntimeError) and any(words in str(error) for words in CLOSED)
-    if closed or isinstance(error, (OSError, OverflowError, UnicodeError)):
+    if closed or isinstance(error, (OSError, OverflowError, ValueError)):
         return OperationalError(None, None, error, connection_invalidated=closed)
     return error
 

@@ -28,6 +28,7 @@ def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
         "charset": "utf8mb4",
         "connect_timeout": 3,
         "read_timeout": 6,
+        "stmt_cache_size": 50,  # prepared statements: half as much work again without
         "init_command": f"SET SESSION {settings}",
     }
     url = url.set(drivername="mysql+asyncmy")

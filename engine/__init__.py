@@ -1,8 +1,7 @@
 """SQL for SQLModel and asyncio: SQLite, PostgreSQL, MySQL and MariaDB, made fast and safe.
 
-This is the package's only door, and nothing behind it knows which tables an app has. To an app,
-a ``Database`` gives sessions that are SQLModel's own ``AsyncSession``. What it promises, each
-promise with its tests in ``tests/engine``:
+This is the package's only door, and nothing behind it knows which tables an app has. Its promises,
+each with its tests in ``tests/engine``:
 
 - A session costs next to nothing until it is used, commits when its block ends without an error,
   and raises when it is used later, or when it is for reading and has something to write.
@@ -12,11 +11,9 @@ promise with its tests in ``tests/engine``:
 - Connections are handed out in the order of asking, at most ``size`` of them (SQLite: six). A
   caller waits at most five seconds for one.
 - Whatever a driver raises leaves here as an ``SQLAlchemyError``; ``codes`` says which error it is.
-- SQLite never blocks the event loop: ``README.md`` lists what that takes.
+- SQLite never blocks the event loop: ``README.md`` lists what that takes, and what each trick costs.
 - Only the driver of the database in use is imported.
 - An empty database gets its tables at start. One with other tables is left alone.
-
-``README.md`` has what each trick costs and gives.
 """
 
 from engine.database import Database, NotSQL, Session, fetch, insert_row, place_of

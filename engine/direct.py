@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import URL, Dialect, Engine, Executable, Insert, event
-from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy import URL, Dialect, Engine, Executable, Insert
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
@@ -32,8 +32,7 @@ class Compiled(NamedTuple):
 
     def parameters(self, values: dict[str, Any]) -> list[Any]:
         """Return the values in their order."""
-        if self.constants:
-            values = self.constants | values
+        values = self.constants | values
         return [
             convert(values[name]) if convert else values[name]
             for name, convert in zip(self.names, self.bind, strict=False)
@@ -133,17 +132,9 @@ def connect_to_server(
     changes = round(size * 2 / 5) or 1  # an app changes less than it reads
     writer = make_engine(url, reading=False, pool_size=changes, **options)
     reader = make_engine(replica, reading=True, pool_size=size - changes, **options)
-    for engine in (writer, reader):
-        event.listen(engine.sync_engine, "checkout", replace_closed)
     read = partial(run, reader.sync_engine, send, True) if send else None
     insert = partial(run, writer.sync_engine, send, False) if send else None
     return writer, reader, read, insert
-
-
-def replace_closed(_: Any, entry: Any, __: Any) -> None:
-    """Let SQLAlchemy open another connection. To ask the server first would cost a round trip."""
-    if is_closed(entry):
-        raise DisconnectionError
 
 
 async def run(

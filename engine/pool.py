@@ -37,10 +37,13 @@ class InOrderPool(AsyncAdaptedQueuePool):
     def _do_get(self) -> ConnectionPoolEntry:
         await_(self.wait_for_slot())
         try:
-            return super()._do_get()
+            entry = super()._do_get()
+            if is_closed(entry):  # to ask the server, too, would cost a round trip
+                entry.invalidate()
         except BaseException:
             self.slots.release()
             raise
+        return entry
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         super()._do_return_conn(record)

@@ -9,13 +9,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from engine.direct import Rows, Server, connect_to_server
 from engine.url import hosts
 
+NOT_PREPARED = ("prepared_statement_cache_size", "0")  # as behind PgBouncer
+
 
 def connect(url: URL, replica: URL, size: int, **options: Any) -> Server:
     several = {"target_session_attrs": "primary", **url.query}
     primary = url.set(query=several) if len(hosts(url)) > 1 else url
     replica = primary if replica is url else replica
     # Without a transaction, PgBouncer may send the parts of a statement to several connections.
-    direct = None if behind_pgbouncer(url) or behind_pgbouncer(replica) else send
+    pgbouncer = NOT_PREPARED in (*url.query.items(), *replica.query.items())
+    direct = None if pgbouncer else send
     return connect_to_server(make_engine, primary, replica, size, direct, **options)
 
 
@@ -38,18 +41,13 @@ def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
     if tls:
         url = url.difference_update_query(tls)
         connect_args["dsn"] = URL.create("postgresql", query=tls).render_as_string()
-    if behind_pgbouncer(url):
+    if NOT_PREPARED in url.query.items():
         # Each transaction may have another connection to the server, where a statement that was
         # prepared before isn't known: asyncpg then sends its text and its values together.
         connect_args["statement_cache_size"] = 0
     connect_args["async_creator_fn"] = connect_to_one
     url = url.set(drivername="postgresql+asyncpg")
     return create_async_engine(url, connect_args=connect_args, **options)
-
-
-def behind_pgbouncer(url: URL) -> bool:
-    """Return whether a URL says that the server keeps no prepared statements."""
-    return url.query.get("prepared_statement_cache_size") == "0"
 
 
 async def connect_to_one(**options: Any) -> Any:

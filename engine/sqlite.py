@@ -110,22 +110,12 @@ class Connection(sqlite3.Connection):
         elif self in self.writing and not self.in_transaction:
             raise self.failure or sqlite3.OperationalError("the transaction is over")
 
-    def attempt(self, sql: str, parameters: Sequence[Any]) -> Rows | None:
-        """Return the rows of a SELECT, None if it has to wait for a lock or a thread."""
-        # Whatever else is wrong, perform meets it again.
-        with suppress(sqlite3.Error, OverflowError, UnicodeError):
-            self.check()
-            return self.on_loop(sql, lambda: self.send(sql, parameters).fetchall())
-        return None
-
     def perform(self, sql: str, work: Callable[[], Any]) -> Any:
         """Run a statement on the loop if it is a quick SELECT, else in the thread (3)."""
         self.check()
         if (not self.writes or sql[:6].upper() == "SELECT") and sql not in slow:
             try:
-                result = self.retry(lambda: self.on_loop(sql, work))
-                await_(nothing())
-                return result
+                return self.retry(lambda: self.on_loop(sql, work))
             except sqlite3.OperationalError:
                 if sql not in slow:
                     raise
@@ -192,10 +182,6 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return work(), time.thread_time() - began
 
 
-async def nothing() -> None:
-    """SQLAlchemy insists that a statement awaits something."""
-
-
 class Cursor(sqlite3.Cursor):
     """A cursor that fetches all rows at once, where the statement runs."""
 
@@ -208,14 +194,12 @@ class Cursor(sqlite3.Cursor):
             return super(Cursor, self).fetchall()
 
         self.rows = iter(self.connection.perform(sql, work))
+        await_(self._async_soft_close())  # SQLAlchemy insists that a statement awaits something
         return self
 
     def executemany(self, sql: str, parameters: Any) -> "Cursor":
         self.connection.perform(sql, partial(super().executemany, sql, parameters))
         return self
-
-    def __next__(self) -> Any:
-        return next(self.rows)
 
     def fetchone(self) -> Any:
         return next(self.rows, None)
@@ -266,8 +250,14 @@ class QuickReads:
         parameters = found.parameters(values)
         await give_way()
         shared = self.shared or await greenlet_spawn(self.open)
-        rows: Rows | None = shared.attempt(found.sql, parameters)
-        return rows
+        # Whatever else is wrong, SQLAlchemy's way meets it again.
+        with suppress(sqlite3.Error, OverflowError, UnicodeError):
+            shared.check()
+            rows: Rows = shared.on_loop(
+                found.sql, lambda: shared.send(found.sql, parameters).fetchall()
+            )
+            return rows
+        return None
 
     def open(self) -> Any:
         connection = self.reader.raw_connection()

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event
 from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_, greenlet_spawn
 
 from engine import Database, sqlite  # sqlite registers sqlite+loop
-from engine.direct import replace_closed
 from engine.pool import InOrderPool
 
 
@@ -120,7 +118,6 @@ def test_who_borrows_gets_no_connection_that_is_of_no_use(tmp_path: Path, why: s
             case "all invalid":
                 pool._invalidate_time = time.time()
             case "closed":
-                event.listen(engine.sync_engine, "checkout", replace_closed)
                 entry = await pool.borrow()
                 entry.driver_connection.is_closed = lambda: True
                 pool.give_back(entry)

@@ -17,12 +17,9 @@ from engine.pool import WAIT_MAX
 from engine.tables import make_tables
 from engine.url import SettingsError, hosts, parse_url
 
-# What the scheme of a URL stands for: a module of this package, and the name of the product.
-SERVERS = {
-    "sqlite": ("sqlite", "SQLite"),
-    **dict.fromkeys(("postgresql", "postgres"), ("postgresql", "PostgreSQL")),
-    **dict.fromkeys(("mysql", "mariadb"), ("mysql", "MySQL")),
-}
+# The products that the schemes of URLs stand for. Each has a module of this package.
+SERVERS = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "postgres": "PostgreSQL"}
+SERVERS |= {"mysql": "MySQL", "mariadb": "MySQL"}
 # Without overflow connections, which would be opened and closed all the time under load.
 POOL: dict[str, Any] = {"max_overflow": 0, "pool_timeout": WAIT_MAX, "hide_parameters": True}
 # "It exists already", or is being made: another process that started just now was faster.
@@ -37,24 +34,21 @@ class NotSQL(Exception):
 class Database:
     """An SQL database: two pools of connections, and sessions that use them.
 
-    ``url`` and ``replica`` are URLs as SQLAlchemy and libpq write them; the replica answers what
-    only reads. ``size`` is the most connections to a server (SQLite: always six). Nothing is
-    connected before it is needed. Raises SettingsError.
+    ``replica`` is the URL of a server that answers what only reads. ``size`` is the most
+    connections (SQLite: always six); none is opened before it is needed. Raises SettingsError.
     """
 
     def __init__(self, url: str, replica: str = "", size: int = 15) -> None:
         self.url = parse_url("DATABASE_URL", url)
         self.replica = parse_url("READ_DATABASE_URL", replica) if replica else None
-        module, self.product = SERVERS[self.url.get_backend_name()]
-        if self.replica and SERVERS[self.replica.get_backend_name()][0] != module:
-            raise SettingsError(
-                "READ_DATABASE_URL: it must name a replica of DATABASE_URL's server."
-            )
-        if module != "sqlite" and not self.url.database:
+        self.product = SERVERS[self.url.get_backend_name()]
+        if self.replica and SERVERS[self.replica.get_backend_name()] != self.product:
+            raise SettingsError(f"READ_DATABASE_URL: it must name a replica, on {self.product}.")
+        if self.product != "SQLite" and not self.url.database:
             example = "postgresql://host:5432/name"
             raise SettingsError(f"DATABASE_URL: it must name a database, as in {example}")
         try:
-            connect = import_module(f"engine.{module}").connect
+            connect = import_module(f"engine.{self.product.lower()}").connect
             server: Server = connect(self.url, self.replica or self.url, size, **POOL)
         except (ArgumentError, TypeError, ValueError) as error:
             reason = f"an option after its ? is wrong ({type(error).__name__})."
@@ -87,7 +81,7 @@ class Database:
         return key[0]
 
     async def start(self, metadata: MetaData, migrations: Path) -> None:
-        """Make the tables if there are none; ``migrations`` is Alembic's folder. Raises WrongTables."""
+        """Make the tables if there are none. Raises WrongTables."""
         for more_tries in reversed(range(20)):
             try:
                 async with self.writer.begin() as connection:
@@ -118,9 +112,8 @@ def refuse_to_write(*_: Any) -> NoReturn:
 class Session(AsyncSession):
     """A session of a ``Database``: made when it is used, committed when its block ends well.
 
-    An exception rolls it back. A session that reads uses connections that cannot write, and its
-    block raises InvalidRequestError if there is something to write. So does every use of a session
-    whose block has ended. Without a database, every use raises NotSQL.
+    A session that reads uses connections that cannot write, and raises InvalidRequestError if there
+    is something to write. So does every use of a session whose block has ended.
     """
 
     ended = False
@@ -190,18 +183,19 @@ async def fetch(
     It is fast in an idle session for reading, with a statement that is built once and takes its
     values as bind parameters. ``primary``: ask the server that takes the changes, not a replica.
     """
+    values = values or {}
     if isinstance(session, Session) and session.read_only and (database := session.idle):
         if primary and database.replica:
-            return await execute(database.writer.sync_engine, None, statement, values or {})
-        return await database.read(statement, values or {})
+            return await execute(database.writer.sync_engine, None, statement, values)
+        return await database.read(statement, values)
     await session.flush()
-    return (await (await session.connection()).execute(statement, values or {})).all()
+    return (await (await session.connection()).execute(statement, values)).all()
 
 
 async def insert_row(session: AnySession, statement: Insert, row: dict[str, Any]) -> Any:
-    """Insert a row and commit; return its primary key, of one column.
+    """Insert a row and commit; return its primary key, of one column. Raises IntegrityError.
 
-    It is fast in an idle session, with a statement that is built once. Raises IntegrityError.
+    It is fast in an idle session, with a statement that is built once.
     """
     if isinstance(session, Session) and not session.read_only and (database := session.idle):
         return await database.insert(statement, row)

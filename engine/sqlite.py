@@ -48,10 +48,7 @@ HELD: ContextVar[Callable[[], Any]] = ContextVar("HELD", default=lambda: None)
 
 
 class Connection(sqlite3.Connection):
-    """A connection whose methods block, as SQLAlchemy expects, but only their greenlet.
-
-    ``await_`` lets the event loop continue until something is done.
-    """
+    """A connection whose methods block, as SQLAlchemy expects, but only their greenlet."""
 
     writing: ClassVar["set[Connection]"] = set()  # SQLAlchemy believes that a transaction is open
     running: asyncio.Future[Any] | None = None  # in the thread
@@ -238,18 +235,19 @@ class FairPool(InOrderPool):
 class QuickReads:
     """Reads without a session, on a connection that no slow one takes (8)."""
 
+    shared: Any = None
+
     def __init__(self, reader: Engine) -> None:
         self.reader = reader
-        self.shared: Any = None
         event.listen(reader, "engine_disposed", self.close)
 
     async def read(self, found: Compiled, values: dict[str, Any]) -> Rows | None:
         """Return the rows of a SELECT; None if it is slow, or has to wait for a lock."""
         if found.sql in slow:
             return None
-        parameters = found.parameters(values)
         await give_way()
         shared = self.shared or await greenlet_spawn(self.open)
+        parameters = found.parameters(values)
         # Whatever else is wrong, SQLAlchemy's way meets it again.
         with suppress(sqlite3.Error, OverflowError, UnicodeError):
             shared.check()
@@ -277,27 +275,24 @@ class QuickReads:
 class GroupCommit:
     """One transaction for all rows that arrive while the one before it is committed (11)."""
 
+    task: asyncio.Task[None] | None = None
+
     def __init__(self, writer: Engine) -> None:
         self.writer = writer
         self.waiting: list[tuple[str, list[Any], asyncio.Future[Rows]]] = []
-        self.task: asyncio.Task[None] | None = None
 
     async def insert(self, found: Compiled, row: dict[str, Any]) -> Rows:
-        """Insert a row, and return its id when it is on the disk.
-
-        Raises IntegrityError if the row is rejected, and whatever made the transaction fail.
-        """
+        """Insert a row, and return its id when it is on the disk."""
         inserted = asyncio.get_running_loop().create_future()
         self.waiting.append((found.sql, found.parameters(row), inserted))
         if not self.task or self.task.done():
             # In no caller's context: the writer that it holds is not that caller's.
-            task = greenlet_spawn(self.commit_groups)
-            self.task = asyncio.create_task(task, context=Context())
+            self.task = asyncio.create_task(self.commit_groups(), context=Context())
         return await inserted
 
-    def commit_groups(self) -> None:
+    async def commit_groups(self) -> None:
         while self.waiting:
-            self.commit_group()
+            await greenlet_spawn(self.commit_group)
 
     def commit_group(self) -> None:
         """Insert the rows that wait when the transaction begins, and tell their callers."""
@@ -329,8 +324,6 @@ class GroupCommit:
 
 
 class Dialect(SQLiteDialect_pysqlite):
-    """SQLAlchemy's SQLite dialect with the connections of this module."""
-
     driver = "loop"
     supports_statement_cache = True
     is_async = True

@@ -1,7 +1,6 @@
-"""Statements as a driver takes them, compiled once.
+"""Statements as a driver takes them, compiled once: SQLAlchemy's text and conversions of values.
 
-SQLAlchemy writes the text of a statement and converts its values. Left out are its own steps from
-one to the other, which take several times as long as a small statement. What is unusual goes
+Its own steps between them take several times as long as a small statement. What is unusual goes
 SQLAlchemy's way: a statement that is finished for each run, a connection that must be opened.
 """
 
@@ -22,8 +21,6 @@ Rows = Sequence[Sequence[Any]]
 
 
 class Compiled(NamedTuple):
-    """A statement as a driver takes it."""
-
     sql: str
     names: Sequence[str]  # of its parameters, in their order
     constants: dict[str, Any]  # the values of those that the statement brings
@@ -31,7 +28,6 @@ class Compiled(NamedTuple):
     result: dict[int, Callable[[Any], Any]]  # column to value, by the column's position
 
     def parameters(self, values: dict[str, Any]) -> list[Any]:
-        """Return the values in their order."""
         values = self.constants | values
         return [
             convert(values[name]) if convert else values[name]
@@ -39,7 +35,6 @@ class Compiled(NamedTuple):
         ]
 
     def rows(self, rows: Rows) -> Rows:
-        """Return rows from the driver with their values converted."""
         if not (self.result and rows):
             return rows
         columns: list[Any] = [*zip(*rows, strict=True)]
@@ -60,20 +55,16 @@ def compiled(
     if found.post_compile_params or found.literal_execute_params:  # a list, for example
         return None
     if isinstance(statement, Insert):
-        table: Any = statement.table
-        number = table.autoincrement_column
+        # The database has to number the row, and Python makes no default.
+        number = cast(Any, statement.table).autoincrement_column
         numbered = number is not None and number.key not in (columns or ())
-        if not numbered or len(table.primary_key) > 1 or found.insert_prefetch:
-            return None  # the last: a default that Python makes
+        if not numbered or len(statement.table.primary_key) > 1 or found.insert_prefetch:
+            return None
     names = found.positiontup or []
+    types = [column.type.dialect_impl(dialect) for column in found._result_columns]
+    bind = [found.binds[name].type.dialect_impl(dialect).bind_processor(dialect) for name in names]
     try:
-        bind = [
-            found.binds[name].type.dialect_impl(dialect).bind_processor(dialect) for name in names
-        ]
-        result = [
-            column.type.dialect_impl(dialect).result_processor(dialect, None)
-            for column in found._result_columns  # selected_columns leaves text() out
-        ]
+        result = [each.result_processor(dialect, None) for each in types]
     except TypeError:  # a type that asks for the database's name of it
         return None
     constants = {name: found.params[name] for name in names if not found.binds[name].required}

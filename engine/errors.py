@@ -62,10 +62,7 @@ def wrapped(error: BaseException, dialect: Dialect, connection: Any = None) -> B
 
 
 def watch(engine: AsyncEngine, writes: bool) -> None:
-    """Wrap what SQLAlchemy passes on as it is, and close connections that are of no use.
-
-    https://docs.sqlalchemy.org/en/21/core/events.html#sqlalchemy.events.DialectEvents.handle_error
-    """
+    """Wrap what SQLAlchemy passes on as it is, and close connections that are of no use."""
 
     @event.listens_for(engine.sync_engine, "handle_error", retval=True)
     def on_error(context: ExceptionContext) -> BaseException | None:

@@ -116,8 +116,8 @@ class Connection(sqlite3.Connection):
             except sqlite3.OperationalError:
                 if sql not in slow:
                     raise
-        result, seconds = self.retry(lambda: self.in_thread(lambda: timed(work), stoppable=True))
-        if seconds <= BUDGET:
+        result, processor = self.retry(lambda: self.in_thread(lambda: timed(work), stoppable=True))
+        if processor <= BUDGET:
             slow.discard(sql)
         return result
 
@@ -174,7 +174,6 @@ class Connection(sqlite3.Connection):
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """Return what some work returns, and the processor seconds that it took."""
     began = time.thread_time()
     return work(), time.thread_time() - began
 
@@ -208,7 +207,7 @@ class Cursor(sqlite3.Cursor):
         return list(self.rows)
 
     async def _async_soft_close(self) -> None:
-        """SQLAlchemy calls this when it has the rows, and the statement is over already."""
+        """Do nothing when SQLAlchemy has the rows: the statement is over already."""
 
 
 async def give_way() -> None:
@@ -359,15 +358,13 @@ class Dialect(SQLiteDialect_pysqlite):
         dbapi_connection.begin()  # elsewhere, SQLAlchemy leaves it to the driver
 
     def set_isolation_level(self, dbapi_connection: Any, level: Any) -> None:
-        # AUTOCOMMIT would otherwise be ignored.
-        raise ArgumentError("SQLite has no other isolation levels here")
+        raise ArgumentError("SQLite has no other isolation levels here")  # AUTOCOMMIT included
 
 
 registry.register("sqlite.loop", __name__, "Dialect")
 
 
 def connect(url: URL, _: URL, __: int, **options: Any) -> Server:
-    """Return the engines of a file: one writer; four readers, and the shared one."""
     memory = url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
     if url.host or memory:
         raise SettingsError("DATABASE_URL: SQLite needs a file, for example sqlite:///roster.db")

@@ -56,9 +56,10 @@ def compiled(
         return None
     if isinstance(statement, Insert):
         # The database has to number the row, and Python makes no default.
-        number = cast(Any, statement.table).autoincrement_column
+        table: Any = statement.table
+        number = table.autoincrement_column
         numbered = number is not None and number.key not in (columns or ())
-        if not numbered or len(statement.table.primary_key) > 1 or found.insert_prefetch:
+        if not numbered or len(table.primary_key) > 1 or found.insert_prefetch:
             return None
     names = found.positiontup or []
     types = [column.type.dialect_impl(dialect) for column in found._result_columns]

@@ -240,7 +240,7 @@ class QuickReads:
         self.reader = reader
         event.listen(reader, "engine_disposed", self.close)
 
-    async def read(self, found: Compiled, values: dict[str, Any]) -> Rows | None:
+    async def read(self, found: Compiled, values: dict[str, Any]) -> Any:
         """Return the rows of a SELECT; None if it is slow, or has to wait for a lock."""
         if found.sql in slow:
             return None
@@ -250,10 +250,7 @@ class QuickReads:
         # Whatever else is wrong, SQLAlchemy's way meets it again.
         with suppress(sqlite3.Error, OverflowError, UnicodeError):
             shared.check()
-            rows: Rows = shared.on_loop(
-                found.sql, lambda: shared.send(found.sql, parameters).fetchall()
-            )
-            return rows
+            return shared.on_loop(found.sql, lambda: shared.send(found.sql, parameters).fetchall())
         return None
 
     def open(self) -> Any:

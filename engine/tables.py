@@ -91,9 +91,10 @@ def stamp(connection: Connection, revision: str) -> None:
 
 async def get_last_id(session: AsyncSession, table: Table) -> int:
     """Return the newest id that a table gave, to deleted rows too; 0 if none."""
-    database = (await session.connection()).dialect.name
-    row = (await session.execute(sql(LAST_ID[database].format(table.name)))).first()
-    if row and database == "mysql":
+    connection = await session.connection()
+    statement = sql(LAST_ID[connection.dialect.name].format(table.name))
+    row = (await connection.execute(statement)).first()
+    if row and connection.dialect.name == "mysql":
         found = re.search(r"AUTO_INCREMENT=(\d+)", row[1])
         return int(found[1]) - 1 if found else 0
     return int(row[0] or 0) if row else 0

@@ -279,7 +279,7 @@ class GroupCommit:
 
     async def insert(self, found: Compiled, row: dict[str, Any]) -> Rows:
         """Insert a row, and return its id when it is on the disk."""
-        inserted = asyncio.get_running_loop().create_future()
+        inserted: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
         self.waiting.append((found.sql, found.parameters(row), inserted))
         if not self.task or self.task.done():
             # In no caller's context: the writer that it holds is not that caller's.

@@ -39,6 +39,8 @@ def codes(error: BaseException) -> list[str]:
             found.append(str(cause.args[0]))
         elif state := getattr(cause, "sqlstate", None):
             found += [state, state[:2]]
+        elif "query arguments" in str(cause):  # too many: asyncpg has no code for it
+            found += [REJECTED, REJECTED[:2]]
         names[:0] = [kind.__name__ for kind in type(cause).__mro__]
         cause = cause.__cause__
     if isinstance(error, DBAPIError) and error.connection_invalidated:

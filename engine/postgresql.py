@@ -24,6 +24,9 @@ def connect(url: URL, replica: URL, size: int, **options: Any) -> Server:
 
 def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
     server = {"statement_timeout": "5000", "lock_timeout": "3000"}
+    if name := url.query.get("application_name"):
+        server["application_name"] = str(name)
+        url = url.difference_update_query(["application_name"])
     if reading:
         server["default_transaction_read_only"] = "on"
         # With these two words of libpq's, asyncpg would take every server for a standby.

@@ -47,6 +47,11 @@ def make_tables(connection: Connection, metadata: MetaData, migrations: Path) ->
     Of several processes that do so at once, all but one get an error from the database, and start
     again.
     """
+    encoding = connection.dialect.name == "postgresql" and connection.scalar(
+        sql("SHOW server_encoding")
+    )
+    if encoding not in (False, "UTF8"):
+        raise WrongTables(f"has the encoding {encoding}: create it with ENCODING 'UTF8'")
     revisions = revisions_in(migrations)
     if not revisions:
         raise WrongTables(f"cannot be compared: {migrations.name}/versions has no migration")

@@ -9,6 +9,14 @@ from sqlalchemy.exc import ArgumentError
 
 # What drivers call the option for the certificates of those that vouch for a server.
 AUTHORITIES = ("sslrootcert", "ssl_ca", "tlsCAFile", "ssl_ca_certs")
+# Options of providers' URLs that mean nothing here, or something that has another name.
+REPLACED = {
+    **dict.fromkeys(("connect_timeout", "channel_binding=prefer", "channel_binding=disable"), ""),
+    **dict.fromkeys(("ssl-mode=DISABLED", "ssl-mode=PREFERRED"), ""),
+    "ssl-mode=REQUIRED": "ssl_check_hostname=false",
+}
+# Those that drivers do not take. Other names may be a part of a password.
+NOT_TAKEN = {"channel_binding", "gssencmode", "options", "pgbouncer", "sslaccept", "ssl-mode"}
 HAVE_SEVERAL_HOSTS = ("postgresql", "postgres", "+asyncpg", "+sentinel")
 
 
@@ -35,6 +43,9 @@ def parse_url(setting: str, value: str) -> URL:
     except (ArgumentError, ValueError):
         example = "postgresql://user:password@host:5432/name"
         raise SettingsError(f"{setting}: not a URL; an example: {example}") from None
+    for name, it in url.query.items():
+        for option in REPLACED.keys() & {name, f"{name}={it}"}:
+            url = url.difference_update_query([name]).update_query_string(REPLACED[option])
     several, wrong = len(hosts(url)) > 1, ""
     if url.host and "@" in f"{url.host}{url.database}":
         wrong = "write an @ in the user name or the password as %40, a / as %2F."
@@ -42,6 +53,10 @@ def parse_url(setting: str, value: str) -> URL:
         wrong = "several hosts: only of PostgreSQL, MongoDB or Redis Sentinel."
     elif several and not all(host.rpartition(":")[2].isdecimal() for host in hosts(url)):
         wrong = "of several hosts, each needs its port: host1:5432,host2:5432"
+    elif unknown := NOT_TAKEN & {*url.query}:
+        wrong = f"the driver has no option {min(unknown)}, or not with this value."
+    elif url.drivername == "sqlite" and url.query:
+        wrong = "SQLite takes no options after a ?"
     if wrong:
         raise SettingsError(f"{setting}: {wrong}")
     return url
@@ -61,5 +76,6 @@ def hosts_as_options(text: str) -> str:
 
 def hosts(url: URL) -> Sequence[str]:
     """Return the hosts of a URL, each with its port."""
-    one = f"{url.host or 'its usual host'}:{url.port or 'its usual port'}"
-    return url.normalized_query.get("host", [one])
+    host = f"[{url.host}]" if ":" in (url.host or "") else url.host or "its usual host"
+    socket = url.normalized_query.get("unix_socket")
+    return url.normalized_query.get("host", socket or [f"{host}:{url.port or 'its usual port'}"])

@@ -119,11 +119,12 @@ from app import app
 
 async def main():
     transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+    started = app.router.lifespan_context(app)
+    async with started, httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         await http.post("/users/", json={"name": "Ada", "email": "ada@example.com"})
         await http.post("/projects/", json={"title": "Apollo", "owner_id": 1})
         assert (await http.post("/tasks/", json={"title": "Call", "project_id": 1})).is_success
-        assert (await http.put("/tasks/")).headers["Allow"] == "GET, POST"
+        assert (await http.put("/tasks/")).headers["Allow"] == "GET, HEAD, POST"
         assert (await http.delete("/users/1")).status_code == 409
 
 asyncio.run(main())

@@ -25,10 +25,7 @@ class SettingsError(Exception):
 
 
 def check_certificates(setting: str, value: str) -> None:
-    """Raise SettingsError if a URL names a file of certificates that is none, or not there.
-
-    To the drivers it would be as if the server were unreachable.
-    """
+    """Raise SettingsError if a URL's certificates are none: drivers say "unreachable" then."""
     for option, file in parse_qsl(value.partition("?")[2]):
         if option in AUTHORITIES:
             try:
@@ -41,7 +38,6 @@ def check_certificates(setting: str, value: str) -> None:
 def parse_url(setting: str, value: str) -> URL:
     """Return the parts of the URL in a setting. Raises SettingsError."""
     check_certificates(setting, value)
-    wrong = ""
     try:
         url = make_url(hosts_as_options(value))
     except (ArgumentError, ValueError):
@@ -50,7 +46,7 @@ def parse_url(setting: str, value: str) -> URL:
     for name, it in url.query.items():
         for option in REPLACED.keys() & {name, f"{name}={it}"}:
             url = url.difference_update_query([name]).update_query_string(REPLACED[option])
-    several = len(hosts(url)) > 1
+    several, wrong = len(hosts(url)) > 1, ""
     if url.host and "@" in f"{url.host}{url.database}":
         wrong = "write an @ in the user name or the password as %40, a / as %2F."
     elif several and not url.drivername.endswith(HAVE_SEVERAL_HOSTS):
@@ -67,10 +63,7 @@ def parse_url(setting: str, value: str) -> URL:
 
 
 def hosts_as_options(text: str) -> str:
-    """Return a URL that SQLAlchemy takes: libpq's ``//h1:1,h2:2/x`` becomes options.
-
-    https://docs.sqlalchemy.org/en/21/dialects/postgresql.html#asyncpg-multihost
-    """
+    """Return a URL that SQLAlchemy takes: libpq's ``//h1:1,h2:2/x`` becomes options."""
     scheme, _, rest = text.partition("://")
     authority, _, path = rest.partition("/")
     user, at, several = authority.rpartition("@")

@@ -36,7 +36,7 @@ pytestmark = on_sqlite
 @pytest.fixture(scope="module")
 def two_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Yield Roster with users and projects, on a database that has these two tables."""
-    with serve(None, tmp_path_factory.mktemp("tables"), app="tests.web_app:app") as server:
+    with serve(None, tmp_path_factory.mktemp("tables"), app="web_app:app") as server:
         yield server
 
 

@@ -88,7 +88,7 @@ class Caller(NamedTuple):
 
 Callers = Mapping[bytes, Caller]
 LOCAL = Caller("local", writes=True)
-NOBODY = Caller("nobody", writes=False)
+ANYONE = Caller("anyone", writes=False)
 UNKNOWN = Caller("unknown", writes=False)  # all wrong tokens
 
 
@@ -103,7 +103,7 @@ def read_tokens(settings: Settings) -> Callers:
     A look-up by hash takes a time that says nothing about the tokens.
     """
     callers: dict[bytes, Caller] = {}
-    names = {LOCAL.name, NOBODY.name, UNKNOWN.name}
+    names = {LOCAL.name, ANYONE.name, UNKNOWN.name}
     for setting in ("api_tokens", "api_read_tokens"):
         text = getattr(settings, setting).get_secret_value().strip()
         for number, entry in enumerate(text.split(",") if text else [], start=1):
@@ -185,10 +185,10 @@ class Access:
         callers = self.callers()
         if callers:
             if is_open and method in ("GET", "HEAD"):
-                return NOBODY, None
+                return ANYONE, None
             scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
             if scheme.lower() != b"bearer":
-                return NOBODY, unauthorized(401, "This needs a token: Authorization: Bearer ...")
+                return ANYONE, unauthorized(401, "This needs a token: Authorization: Bearer ...")
             caller = callers.get(sha256(token.strip()).digest(), UNKNOWN)
             if self.under_way[caller.name] >= get_settings().requests_per_caller:
                 return caller, answer(429, "Too many requests of this token are under way. Retry.")
@@ -199,7 +199,7 @@ class Access:
             caller = LOCAL
             if why := why_foreign(scope, headers):
                 only = "Until API_TOKENS is set, Roster serves only the machine that it runs on."
-                return NOBODY, answer(403, f"This request {why}. {only}")
+                return ANYONE, answer(403, f"This request {why}. {only}")
         if method not in SAFE and not caller.writes:
             only = "This token only reads."
             return caller, unauthorized(403, only, ', error="insufficient_scope"')

@@ -539,7 +539,7 @@ def test_every_5xx_has_one_line_with_its_request_id(
     )
     with serve(away, tmp_path, app="buggy:app") as server:
         for request, status, who, why in (
-            ("GET /readyz", 503, "nobody", refused),
+            ("GET /readyz", 503, "anyone", refused),
             ("GET /users/", 503, "ada", refused),
             ("DELETE /users/{user_id}", 503, "ada", refused),
             ("GET /bug", 500, "ada", "ZeroDivisionError"),
@@ -581,7 +581,7 @@ LONG = "x" * 24
         (f"ada:{LONG}:hunter2", "", "API_TOKENS: entry 1 must be name:token"),
         (f"ada:{LONG},", "", "API_TOKENS: entry 2 must be name:token"),
         (f"local:{LONG}", "", "API_TOKENS: entry 1 has a name or a token that is taken"),
-        (f"nobody:{LONG}", "", "API_TOKENS: entry 1 has a name or a token that is taken"),
+        (f"anyone:{LONG}", "", "API_TOKENS: entry 1 has a name or a token that is taken"),
         (f"unknown:{LONG}", "", "API_TOKENS: entry 1 has a name or a token that is taken"),
         (f"ada:{LONG},ada:{LONG}2", "", "API_TOKENS: entry 2 has a name or a token that is"),
         (f"ada:{LONG},bob:{LONG}", "", "API_TOKENS: entry 2 has a name or a token that is"),

@@ -24,12 +24,12 @@ app = FastAPIOffline(  # FastAPI, but /docs needs no other site
     description="[The page](./) is for people. To read the code, begin with `docs/tour.md`.",
     version="1.0.0",
     lifespan=lifespan,
+    exception_handlers=errors.HANDLERS,
     redoc_url=None,
     telemetry=telemetry(),
     generate_unique_id_function=lambda route: route.name,  # operations are called as handlers
 )
 app.router.route_class = Route
-errors.install(app)
 auth.install(app)
 app.frontend("/", directory=WEB, fallback=None)  # serve unmatched paths from web/
 

@@ -36,7 +36,8 @@ pytestmark = on_sqlite
 @pytest.fixture(scope="module")
 def two_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Yield Roster with users and projects, on a database that has these two tables."""
-    with serve(None, tmp_path_factory.mktemp("tables"), app="tests.web_app:app") as server:
+    folder = tmp_path_factory.mktemp("tables")
+    with serve(None, folder, f"--app-dir={Path(__file__).parent}", app="web_app:app") as server:
         yield server
 
 

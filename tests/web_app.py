@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import AwareDatetime
 from pydantic import Field as Limits
+from served import app, roster
 from sqlalchemy import JSON, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
@@ -17,7 +18,6 @@ from engine import UTCMillis
 from fields import NAME_MAX, Name, UserId
 from rows import TABLE, RowId, Versioned, key_of, partial
 from tables import resource
-from tests.served import app, roster
 
 __all__ = ["app"]
 

@@ -67,6 +67,10 @@ def make_tables(connection: Connection, metadata: MetaData, migrations: Path) ->
         stamp(connection, newest)
         return
     there = found or {revisions[0]}  # release 0.1.0 made its tables without a stamp
+    for name, table in metadata.tables.items() if not found else ():
+        columns = inspector.get_columns(name) if inspector.has_table(name) else []
+        if {column["name"] for column in columns} - {*table.columns.keys()}:
+            raise WrongTables(f"has a table {name} of another program: name another database")
     if not there.issubset(revisions):
         which = ", ".join(sorted(there))
         raise WrongTables(f"has tables of revision {which}, of a newer release: start that one")

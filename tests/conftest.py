@@ -211,7 +211,7 @@ def serve(
     """Run the app with uvicorn in a folder of its own; yield it once it serves."""
     port = free_port()
     log = folder / "uvicorn.log"
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     if database_url:
         env["DATABASE_URL"] = database_url
     command = [sys.executable, "-W", "error", "-m", "uvicorn", app, f"--port={port}"]

@@ -192,6 +192,18 @@ def test_migrations_make_the_tables_that_the_models_describe(database: Database)
         assert alembic(started, "check") == "No new upgrade operations detected.\n"
 
 
+@on_sql
+def test_table_of_another_program_is_not_taken_over(database: Database) -> None:
+    """Not by the start, nor by the first migration, whatever migrations come after it."""
+    with database.new() as url:
+        foreign = "CREATE TABLE users (id INTEGER PRIMARY KEY, name VARCHAR(9), email VARCHAR(9))"
+        within(url, lambda connection: connection.exec_driver_sql(foreign))
+        before = schema(url)
+        said = alembic(url, "upgrade", "head", fails=True)
+        assert "another program's: name another database" in said
+        assert schema(url) == before
+
+
 @pytest.mark.parametrize(
     ("database", "change"),
     [

@@ -109,24 +109,27 @@ def test_wrong_setting_is_one_line_without_a_secret(
     ("content", "words"),
     [
         (b"this is no database" * 1000, "is not a SQLite database"),
-        (None, "a table users of another program"),  # a database with a table of the same name
+        # Databases with a table of the same name.
+        ("something text", "a table users of another program"),
+        ("id integer primary key, name text, email text, password text", "of another program"),
+        ("id integer primary key, name text, email text", "another program"),
     ],
 )
 def test_foreign_sqlite_file_is_left_alone(
-    tmp_path: Path, content: bytes | None, words: str
+    tmp_path: Path, content: bytes | str, words: str
 ) -> None:
     file = tmp_path / "roster.db"
-    if content:
+    if isinstance(content, bytes):
         file.write_bytes(content)
     else:
         with sqlite3.connect(file) as connection:
-            connection.execute("create table users (something text)")
+            connection.execute(f"create table users ({content})")
         connection.close()
     before = file.read_bytes()
     line = only_line(start_and_fail(tmp_path, {"DATABASE_URL": f"sqlite:///{file}"}))
     assert str(file) in line
     assert words in line
-    if content:
+    if isinstance(content, bytes):
         assert file.read_bytes() == before
 
 

@@ -36,8 +36,7 @@ pytestmark = on_sqlite
 @pytest.fixture(scope="module")
 def two_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Yield Roster with users and projects, on a database that has these two tables."""
-    folder = tmp_path_factory.mktemp("tables")
-    with serve(None, folder, f"--app-dir={Path(__file__).parent}", app="web_app:app") as server:
+    with serve(None, tmp_path_factory.mktemp("tables"), app="web_app:app") as server:
         yield server
 
 

@@ -760,7 +760,7 @@ def test_what_a_token_cannot_do_is_not_offered(
         page = new_page(server.url)
         page.get_by_label("Token").fill(READER.partition(":")[2])
         page.keyboard.press("Enter")
-        expect(page.locator("#me")).to_contain_text("bob, who may only read")
+        expect(page.locator("#me")).to_contain_text("bob (read only)")
         expect(page.get_by_role("searchbox")).to_be_focused()
         expect(rows(page)).to_have_count(1)
         for offered in ("Import", "Add person"):

@@ -263,6 +263,10 @@ def test_search_stays_in_sight_and_hides_no_focus(client: httpx.Client, page: Pa
         place = page.evaluate("document.activeElement.getBoundingClientRect().top")
         bottom = page.evaluate("document.querySelector('#top').getBoundingClientRect().bottom")
         assert place >= bottom
+    # On its side, a phone has no room for it.
+    page.set_viewport_size({"width": 844, "height": 390})
+    act(page, "Edit", "n040").scroll_into_view_if_needed()
+    expect(page.get_by_role("searchbox")).not_to_be_in_viewport()
 
 
 @on_sqlite

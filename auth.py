@@ -183,7 +183,7 @@ class Access:
         caller, rejection = self.check(scope)
         request_id = f"{getrandbits(64):016x}"  # not a secret
         state = scope.setdefault("state", {})
-        state.update(request_id=request_id, caller=caller.name, reason="")
+        state.update(request_id=request_id, caller=caller.name, writes=caller.writes, reason="")
         status = 0
 
         async def send_with_id(message: Message) -> None:

@@ -52,7 +52,10 @@ class SafeHeaders:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 path = scope["path"].removeprefix(scope.get("root_path", ""))
-                message["headers"] = [*message["headers"], *BY_PATH.get(path, API_HEADERS)]
+                state = scope["state"]  # auth.py made it
+                who = f"{state['caller']};access={'write' if state['writes'] else 'read'}".encode()
+                added = [(b"x-caller", who), *BY_PATH.get(path, API_HEADERS)]
+                message["headers"] = [*message["headers"], *added]
             await send(message)
 
         await self.app(scope, receive, send_with_headers)

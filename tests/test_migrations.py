@@ -27,7 +27,7 @@ from test_start import only_line, relay, start_and_fail
 from engine import Database as SQLDatabase
 from engine import WrongTables, revisions_in
 from engine.tables import make_tables as make_tables_of
-from engine.tables import stamp, unfinished
+from engine.tables import stamp
 from fields import KEY_MAX
 from lifespan import MIGRATIONS
 
@@ -252,7 +252,7 @@ def test_database_of_0_1_0_is_taken_over_at_the_start(database: Database, tmp_pa
 def test_start_that_was_killed_is_finished_by_the_next(database: Database) -> None:
     with database.new() as url:
         within(url, make_tables)
-        within(url, lambda connection: stamp(connection, unfinished(NEWEST)))
+        within(url, lambda connection: stamp(connection, f"{NEWEST} unfinished"))
         within(url, make_tables)
         assert revisions(url) == [NEWEST]
 

@@ -18,15 +18,16 @@ from engine.errors import DEMOTED, REJECTED, codes, wrapped
 from engine.pool import InOrderPool, is_closed
 
 Rows = Sequence[Sequence[Any]]
+Values = dict[str, Any]
 
 
 class Compiled(NamedTuple):
     sql: str
     bind: list[tuple[str, Callable[[Any], Any] | None]]  # names of parameters, and conversions
-    constants: dict[str, Any]  # the values of those that the statement brings
+    constants: Values  # the values of those that the statement brings
     result: dict[int, Callable[[Any], Any]]  # column to value, by the column's position
 
-    def parameters(self, values: dict[str, Any]) -> list[Any]:
+    def parameters(self, values: Values) -> list[Any]:
         values = self.constants | values
         return [convert(values[name]) if convert else values[name] for name, convert in self.bind]
 
@@ -71,7 +72,7 @@ def compiled(
 
 # A statement as a transaction by itself: its rows, of an INSERT the new primary key. None:
 # SQLAlchemy has to run it.
-Direct = Callable[[Compiled, dict[str, Any]], Awaitable[Rows | None]]
+Direct = Callable[[Compiled, Values], Awaitable[Rows | None]]
 # The engines for changes and for reads, and the direct ways of a read and of an INSERT.
 Server = tuple[AsyncEngine, AsyncEngine, Direct | None, Direct | None]
 # A statement on a driver's connection, with its parameters.
@@ -79,7 +80,7 @@ Send = Callable[[Any, str, list[Any]], Awaitable[Rows]]
 
 
 async def execute(
-    engine: Engine, direct: Direct | None, statement: Executable, values: dict[str, Any]
+    engine: Engine, direct: Direct | None, statement: Executable, values: Values
 ) -> Rows:
     """Run a statement as a transaction by itself; return its rows, or an INSERT's primary key."""
     inserts = isinstance(statement, Insert)
@@ -120,13 +121,8 @@ def connect_to_server(
     return writer, reader, read, insert
 
 
-async def run(
-    engine: Engine, send: Send, reads: bool, found: Compiled, values: dict[str, Any]
-) -> Rows | None:
-    """Run a statement on a borrowed connection: a ``Direct``, whose errors are SQLAlchemy's.
-
-    None: SQLAlchemy has to open the connection, or nothing was done.
-    """
+async def run(engine: Engine, send: Send, reads: bool, found: Compiled, values: Values) -> Any:
+    """Run a statement on a borrowed connection: a ``Direct``, whose errors are SQLAlchemy's."""
     parameters = found.parameters(values)
     pool = cast(InOrderPool, engine.pool)
     entry = await pool.borrow()
@@ -137,8 +133,8 @@ async def run(
     except BaseException as raised:
         adapter: Any = entry.dbapi_connection
         error = wrapped(raised, engine.dialect, adapter)
-        gone = is_closed(entry) or getattr(error, "connection_invalidated", False)
         said = {*codes(error)}
+        gone = is_closed(entry) or "disconnected" in said
         answered = isinstance(getattr(error, "orig", None), engine.dialect.loaded_dbapi.Error)
         if isinstance(raised, asyncio.CancelledError):
             await greenlet_spawn(adapter.terminate)  # and let the server stop

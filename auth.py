@@ -229,7 +229,12 @@ class Access:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                added = [*headers_of(scope), (b"x-request-id", request_id.encode())]
+                access = "write" if caller.writes else "read"  # the page offers what it allows
+                added = [
+                    *headers_of(scope),
+                    (b"x-caller", f"{caller.name};access={access}".encode()),
+                    (b"x-request-id", request_id.encode()),
+                ]
                 if (unread or status == BUG[0]) and scope["http_version"] < "2":
                     added.append((b"connection", b"close"))
                 message["headers"] = [*message.get("headers", ()), *added]

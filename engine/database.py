@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession as AnySession
 from sqlmodel import Session as SyncSession
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine.direct import Rows, Server, execute
+from engine.direct import Rows, Server, Values, execute
 from engine.errors import DEMOTED, codes, watch
 from engine.pool import WAIT_MAX
 from engine.tables import make_tables
@@ -70,15 +70,13 @@ class Database:
     def session(self, read_only: bool = False) -> "Session":
         return Session(self, read_only)
 
-    async def read(self, statement: Executable, values: dict[str, Any]) -> Rows:
-        """Run a statement that reads, and return its rows."""
+    async def read(self, statement: Executable, values: Values) -> Rows:
         return await execute(self.reader.sync_engine, self.read_directly, statement, values)
 
-    async def insert(self, statement: Insert, row: dict[str, Any]) -> Any:
+    async def insert(self, statement: Insert, row: Values) -> Any:
         """Insert a row and commit; return its primary key, of one column."""
-        engine = self.writer.sync_engine
-        [key] = await execute(engine, self.insert_directly, statement, row)
-        return key[0]
+        keys = await execute(self.writer.sync_engine, self.insert_directly, statement, row)
+        return keys[0][0]
 
     async def start(self, metadata: MetaData, migrations: Path) -> None:
         """Make the tables if there are none. Raises WrongTables."""
@@ -173,10 +171,7 @@ def place_of(session: AnySession) -> str:
 
 
 async def fetch(
-    session: AnySession,
-    statement: Executable,
-    values: dict[str, Any] | None = None,
-    primary: bool = False,
+    session: AnySession, statement: Executable, values: Values | None = None, primary: bool = False
 ) -> Rows:
     """Return the rows of a statement that selects columns.
 
@@ -192,7 +187,7 @@ async def fetch(
     return (await (await session.connection()).execute(statement, values)).all()
 
 
-async def insert_row(session: AnySession, statement: Insert, row: dict[str, Any]) -> Any:
+async def insert_row(session: AnySession, statement: Insert, row: Values) -> Any:
     """Insert a row and commit; return its primary key, of one column. Raises IntegrityError.
 
     It is fast in an idle session, with a statement that is built once.

@@ -263,6 +263,10 @@ def test_search_stays_in_sight_and_hides_no_focus(client: httpx.Client, page: Pa
         place = page.evaluate("document.activeElement.getBoundingClientRect().top")
         bottom = page.evaluate("document.querySelector('#top').getBoundingClientRect().bottom")
         assert place >= bottom
+    # On its side, a phone has no room for it.
+    page.set_viewport_size({"width": 844, "height": 390})
+    act(page, "Edit", "n040").scroll_into_view_if_needed()
+    expect(page.get_by_role("searchbox")).not_to_be_in_viewport()
 
 
 @on_sqlite
@@ -760,7 +764,7 @@ def test_what_a_token_cannot_do_is_not_offered(
         page = new_page(server.url)
         page.get_by_label("Token").fill(READER.partition(":")[2])
         page.keyboard.press("Enter")
-        expect(page.locator("#me")).to_contain_text("bob, who may only read")
+        expect(page.locator("#me")).to_contain_text("bob (read only)")
         expect(page.get_by_role("searchbox")).to_be_focused()
         expect(rows(page)).to_have_count(1)
         for offered in ("Import", "Add person"):

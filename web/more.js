@@ -13,7 +13,7 @@ export function drawHeader() {
   byId("import").hidden = !table.takes("bulk");
   byId("export").hidden = !table.takes("export");
   const out = element("button", { className: "plain", "data-do": "signOut" }, "Sign out");
-  byId("me").replaceChildren(element("b", {}, caller.name), caller.writes ? " " : ", who may only read ", out);
+  byId("me").replaceChildren(element("b", {}, caller.name), caller.writes ? " " : " (read only) ", out);
   byId("me").hidden = !token;
 }
 export function report(text) {

@@ -11,7 +11,7 @@ from db import StoreDep
 from errors import NOT_FOUND, NOT_MODIFIED, READ, SEND, STALE, TAKEN, WRITE
 from export import EXPORT, Format, StreamStoreDep, WholeResponse, to_pieces
 from fields import BULK_MAX, UserId
-from headers import WEB, SafeHeaders
+from headers import WEB
 from lifespan import lifespan, telemetry
 from limits import IfMatch, Route
 from models import BulkOfRows, BulkResult, UserCreate, UserPage, UserRead, UserUpdate
@@ -24,15 +24,14 @@ app = FastAPIOffline(  # FastAPI, but /docs needs no other site
     description="[The page](./) is for people. To read the code, begin with `docs/tour.md`.",
     version="1.0.0",
     lifespan=lifespan,
+    exception_handlers=errors.HANDLERS,
     redoc_url=None,
     telemetry=telemetry(),
     generate_unique_id_function=lambda route: route.name,  # operations are called as handlers
 )
 app.router.route_class = Route
-errors.install(app)
 auth.install(app)
 app.frontend("/", directory=WEB, fallback=None)  # serve unmatched paths from web/
-app.add_middleware(SafeHeaders)  # the last one is around all others: their responses have them too
 
 
 @app.post("/users/", tags=["users"], status_code=status.HTTP_201_CREATED, responses=SEND | TAKEN)

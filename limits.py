@@ -87,8 +87,9 @@ class Parser(HttpToolsProtocol):
         self.loop.call_later(REST_TIME, self.transport.close)
 
 
+PARSERS = {HttpToolsProtocol: Parser}
 # uvicorn chooses its class before it imports the app, so the class has to make these instead.
-HttpToolsProtocol.__new__ = lambda *_, **__: object.__new__(Parser)  # type: ignore[assignment, method-assign]  # see above
+HttpToolsProtocol.__new__ = lambda cls, *_, **__: object.__new__(PARSERS.get(cls, cls))  # type: ignore[method-assign]  # see above
 
 
 def read_json(text: str | bytes) -> Any:

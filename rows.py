@@ -1,6 +1,6 @@
 """Rows: the columns that keep themselves right, whoever writes, and the models made of others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -16,24 +16,26 @@ from fields import KEY_MAX, fold, utc_now
 
 # SQLite numbers rows only in a column that is declared as INTEGER.
 RowId = BigInteger().with_variant(Integer, "sqlite")
-# Keys sort by code point on every database, not by the server's language.
-Key = (
-    String(KEY_MAX)
-    .with_variant(String(KEY_MAX, collation="C"), "postgresql")
-    .with_variant(String(KEY_MAX, collation="utf8mb4_bin"), "mysql")
-)
 # Without AUTOINCREMENT, SQLite would give a deleted row's id to the next one.
 TABLE = {"sqlite_autoincrement": True, "mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
 
 
-def key_of(field: str) -> Any:
-    """Return the Field of a key that always follows another field: its text, folded."""
+def key_of(*fields: str, by: Callable[..., str] = fold, **options: Any) -> Any:
+    """Return the Field of a key that always follows other fields: their texts, folded."""
 
     def folded(context: Any) -> str:
-        return fold(context.get_current_parameters()[field])
+        values = context.get_current_parameters()
+        return by(*(values[field] for field in fields))
 
-    column = {"default": folded, "info": {"key_of": field}}
-    return Field(default=None, sa_type=Key, nullable=False, sa_column_kwargs=column)
+    # Keys sort by code point on every database, not by the server's language.
+    size = (KEY_MAX + 1) * len(fields) - 1
+    key = (
+        String(size)
+        .with_variant(String(size, collation="C"), "postgresql")
+        .with_variant(String(size, collation="utf8mb4_bin"), "mysql")
+    )
+    column = {"default": folded, "info": {"key_of": fields, "by": by}, **options}
+    return Field(default=None, sa_type=key, nullable=False, sa_column_kwargs=column)
 
 
 class Versioned(SQLModel):
@@ -69,19 +71,27 @@ def columns_of(model: type[SQLModel]) -> list[Column[Any]]:
 
 @cache
 def keys_of(model: type[SQLModel]) -> dict[str, str]:
-    """Return the columns of ``key_of``, each with its field."""
+    """Return the columns of ``key_of`` that follow one field, each with this field."""
+    keys = {column.name: column.info.get("key_of", ()) for column in columns_of(model)}
+    return {key: fields[0] for key, fields in keys.items() if len(fields) == 1}
+
+
+def follow(model: type[SQLModel], fields: Mapping[str, Any]) -> dict[str, str]:
+    """Return the keys that follow these fields, of which not all may be known."""
     return {
-        column.name: column.info["key_of"]
+        column.name: column.info["by"](*map(fields.get, column.info["key_of"]))
         for column in columns_of(model)
-        if "key_of" in column.info
+        if not fields.keys().isdisjoint(column.info.get("key_of", ()))
     }
 
 
 @event.listens_for(SQLModel, "before_update", propagate=True)
 def update_keys(_: object, __: object, row: SQLModel) -> None:
     """Let the keys of an object follow its fields when it is stored again."""
-    for key, field in keys_of(type(row)).items():
-        setattr(row, key, fold(getattr(row, field)))
+    for column in columns_of(type(row)):
+        if fields := column.info.get("key_of"):
+            texts = (getattr(row, field) for field in fields)
+            setattr(row, column.name, column.info["by"](*texts))
 
 
 class Values(dict[str, Any]):
@@ -117,10 +127,7 @@ def new_row(model: type[SQLModel], fields: dict[str, Any]) -> dict[str, Any]:
 
 def changed_row(model: type[SQLModel], fields: dict[str, Any]) -> dict[str, Any]:
     """Return the values that change with these, the version apart: ``fields``, keys, times."""
-    row = Values(fields)
-    for key, field in keys_of(model).items():
-        if field in fields:
-            row[key] = fold(fields[field])
+    row = Values(fields | follow(model, fields))
     for column in columns_of(model):
         if (made := cast(Any, column.onupdate)) is not None:
             row[column.name] = made.arg(row)

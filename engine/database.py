@@ -4,7 +4,7 @@ import asyncio
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from sqlalchemy import Executable, Insert, MetaData, event
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
@@ -66,6 +66,7 @@ class Database:
         if wrong:
             raise SettingsError(wrong)
         self.writer, self.reader, self.read, self.insert = server
+        self.dear = asyncio.Semaphore(max(2, cast(Any, self.reader.pool).size() // 3))
         event.listen(self.writer.sync_engine, "handle_error", leave_demoted_server)
         for engine in (self.writer, self.reader):
             event.listen(engine.sync_engine, "handle_error", leave_rejected_statement)
@@ -189,12 +190,17 @@ async def fetch(
     statement: Executable,
     values: dict[str, Any] | None = None,
     primary: bool = False,
+    dear: bool = False,
 ) -> Rows:
     """Return the rows of a statement that selects columns.
 
     It is fast in an idle session for reading, with a statement that is built once and takes its
     values as bind parameters. ``primary``: ask the server that takes the changes, not a replica.
+    ``dear``: it may take long, and waits until it is one of few such statements.
     """
+    if dear and isinstance(session, Session) and session.database:
+        async with session.database.dear:
+            return await fetch(session, statement, values, primary)
     if isinstance(session, Session) and session.read_only and (database := session.idle):
         if primary and database.replica:
             return await read_by_sqlalchemy(database.writer.sync_engine, statement, values or {})

@@ -10,7 +10,7 @@ the classes for requests and responses add what only they have. A table model do
 from datetime import datetime
 
 from pydantic import MISSING
-from sqlalchemy import Index, UniqueConstraint
+from sqlalchemy import Index, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
 from fields import EMAIL_MAX, NAME_MAX, Email, Name, UserId, fold_email, search_key
@@ -41,7 +41,7 @@ class User(Versioned, UserBase, table=True):
     id: int = Field(default=None, primary_key=True, sa_type=RowId)
     name_key: str = key_of("name")
     email_key: str = key_of("email", by=fold_email)
-    search_key: str = key_of("name", "email", by=search_key, server_default="")
+    search_key: str = key_of("name", "email", by=search_key, server_default=text("''"))
 
 
 class UserCreate(UserBase):

@@ -69,7 +69,7 @@ class UserQuery(SQLModel):
     @property
     def dear(self) -> bool:
         """Whether a page can cost the more the more users there are."""
-        return bool(self.words or (self.name and not self.by_name))
+        return bool(self.words or self.total or (self.name and not self.by_name))
 
     @property
     def descending(self) -> bool:

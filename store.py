@@ -150,11 +150,14 @@ class UserStore(Protocol):
 class Pooled(Protocol):
     """A store whose driver has a pool of its own, with as many ``slots`` as connections.
 
+    Dear queries take few of them, so that they cannot keep others waiting.
+
     In the pools of PyMongo and redis-py, a caller that asks at the right moment overtakes those
     that wait; asyncio hands the slots out in order.
     """
 
     slots: asyncio.Semaphore
+    dear: asyncio.Semaphore
     place: str
     errors: tuple[type[Exception], ...]  # what its driver raises
     kinds: Mapping[str, Kind]  # of its codes
@@ -178,6 +181,12 @@ def verb(
 
     @wraps(work)
     async def run(store: S, /, *args: P.args, **options: P.kwargs) -> T:
+        if args and getattr(args[0], "dear", False):
+            async with store.dear:
+                return await run_in_slot(store, *args, **options)
+        return await run_in_slot(store, *args, **options)
+
+    async def run_in_slot(store: S, /, *args: P.args, **options: P.kwargs) -> T:
         try:
             if store.slots.locked():
                 async with asyncio.timeout(WAIT_MAX):

@@ -182,7 +182,7 @@ class SQLUserStore:
     async def count(self, query: UserQuery) -> int:
         """Count rows; the more fit, the longer it takes."""
         statement = select_count(*shape(query))
-        [(count,)] = await fetch(self.session, statement, parameters(query), dear=True)
+        [(count,)] = await fetch(self.session, statement, parameters(query), dear=query.dear)
         return int(count)
 
     @verb

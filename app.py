@@ -10,7 +10,7 @@ import errors
 from db import StoreDep
 from errors import NOT_FOUND, NOT_MODIFIED, READ, SEND, STALE, TAKEN, WRITE
 from export import EXPORT, Format, StreamStoreDep, WholeResponse, to_pieces
-from fields import BULK_MAX, UserId
+from fields import BULK_MAX, UserId, Words
 from headers import WEB, SafeHeaders
 from lifespan import lifespan, telemetry
 from limits import IfMatch, Route
@@ -92,10 +92,10 @@ async def create_users(
 
 @app.get("/users/export", tags=["users"], response_class=WholeResponse, responses=READ | EXPORT)
 async def export_users(
-    request: Request, store: StreamStoreDep, format: Format = "jsonl"
+    request: Request, store: StreamStoreDep, format: Format = "jsonl", q: Words = ""
 ) -> WholeResponse:
-    """Download every user, by id."""
-    return WholeResponse(request, to_pieces(store, format), "users", format)
+    """Download every user, or those that `q` finds, by id."""
+    return WholeResponse(request, to_pieces(store, format, q), "users", format)
 
 
 @app.get("/livez", tags=["health"], responses=errors.LIVE)

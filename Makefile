@@ -9,7 +9,7 @@ BENCH_VENV ?= .venv-bench
 PORT ?= 8000
 MINUTES ?= 1
 
-.PHONY: run test lint faults bench bench-quick bench-scale soak
+.PHONY: run test test-quick lint faults bench bench-quick bench-scale soak
 
 run: $(VENV)/run.stamp
 	$(VENV)/bin/uvicorn app:app --port $(PORT) --timeout-graceful-shutdown 10
@@ -17,6 +17,11 @@ run: $(VENV)/run.stamp
 # Without restarts: in a new process, a test that hung would only hang again.
 test: $(VENV)/dev.stamp
 	$(VENV)/bin/pytest -n auto --max-worker-restart=0
+
+# On SQLite alone, without the browser: what to run after each change.
+test-quick: $(VENV)/dev.stamp
+	$(VENV)/bin/pytest -n auto --max-worker-restart=0 --ignore=tests/test_web.py --ignore=tests/faults \
+		-k 'not postgresql and not mysql and not mongodb and not redis'
 
 faults: $(VENV)/dev.stamp
 	FAULTS=1 $(VENV)/bin/pytest tests/faults -n 2 --max-worker-restart=0 -vv -o faulthandler_timeout=300

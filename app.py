@@ -71,7 +71,7 @@ async def update_user(
     "/users/{user_id:id}",
     tags=["users"],
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=WRITE | NOT_FOUND | STALE,
+    responses=WRITE | NOT_FOUND | STALE | TAKEN,
 )
 async def delete_user(user_id: UserId, store: StoreDep, if_match: IfMatch) -> None:
     """Delete a user. With `If-Match`, only if it has not changed since."""

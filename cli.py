@@ -9,6 +9,7 @@ command continues a copy: it removes what differs from the source, and adds what
 import asyncio
 import csv
 import hashlib
+import json
 import os
 import shutil
 import sqlite3
@@ -26,16 +27,19 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from sqlalchemy import Table, delete, func, insert, select, tuple_
 from sqlmodel import SQLModel
 
+import app as every_table  # noqa: F401 (it imports every module that has tables)
 from db import get_settings, open_backend
-from engine import Database, SettingsError
+from engine import Database, SettingsError, get_last_id
+from engine import set_last_id as set_table_last_id
 from errors import FAULTS
 from export import Format, plain_cell, read_pages, to_pieces
 from fields import fold_email
 from lifespan import StartError, open_store, start
 from limits import read_json
-from models import FIELDS, User, UserCreate, UserRead
+from models import FIELDS, UserCreate, UserRead
 from paging import UserQuery
 from store import UNFINISHED, Backend, CorruptUser, EmailTaken, Fault, UserStore
 
@@ -187,9 +191,13 @@ async def copy_users(source_url: str, destination_url: str) -> None:
         marked = before >= UNFINISHED
         if not marked and await ours.page(UserQuery(), 1):
             raise Stop(f"DST_URL: {destination.place} holds users already; a copy needs it empty.")
+        tables = [table for table in SQLModel.metadata.sorted_tables if table.name != "users"]
+        copied: list[str] = []
         try:
             total = await count_users(theirs)
             if marked:
+                for table in reversed(tables):
+                    await empty(table, destination)
                 await remove_different(theirs, ours, destination)
             await set_last_id(destination, UNFINISHED)
             marked = True
@@ -202,6 +210,9 @@ async def copy_users(source_url: str, destination_url: str) -> None:
             last_id = await theirs.last_id()
             if await count_and_digest(ours, total) != (count, digest):
                 raise Stop("The two differ: users were changed meanwhile. Stop the apps.")
+            for table in tables:
+                if isinstance(source, Database) and isinstance(destination, Database):
+                    copied.append(await copy_table(table, source, destination))
             await set_last_id(destination, last_id)
         except asyncio.CancelledError:
             raise Stop(f"Stopped. {CONTINUE}" if marked else "Stopped.") from None
@@ -213,8 +224,62 @@ async def copy_users(source_url: str, destination_url: str) -> None:
             f"{count:,} users copied to {destination.place}.\n"
             f"SHA-256 of the export of both as JSON Lines: {digest}\n"
         )
-        if others := SQLModel.metadata.tables.keys() - {User.__tablename__}:
-            write(f"Not copied, because only users are: {', '.join(sorted(others))}.\n")
+        for line in copied:
+            write(line)
+        if tables and not copied:
+            names = ", ".join(table.name for table in tables)
+            write(f"Not copied, because both sides must be SQL databases: {names}.\n")
+
+
+async def copy_table(table: Table, source: Database, destination: Database) -> str:
+    """Copy a table of your own, ids and all; return a line that says how many rows it has."""
+    async with source.reader.connect() as connection:
+        count = int(await connection.scalar(select(func.count()).select_from(table)) or 0)
+    if await anext(read_table(table, destination), None):
+        raise Stop(f"DST_URL: {destination.place} holds rows in {table.name} already.")
+    with bar(f"Copying {table.name}", count) as advance:
+        async for rows in read_table(table, source):
+            async with destination.writer.begin() as connection:
+                await connection.execute(insert(table), rows)
+            advance(len(rows))
+    if "id" in table.c:
+        async with source.session() as session:
+            last_id = await get_last_id(session, table)
+        async with destination.session() as session:
+            await set_table_last_id(session, table, last_id)
+    if await digest_table(table, source) != await digest_table(table, destination):
+        raise Stop(f"The two differ: {table.name} was changed meanwhile. Stop the apps.")
+    return f"{count:,} rows of {table.name} copied.\n"
+
+
+async def read_table(table: Table, database: Database) -> AsyncIterator[list[dict[str, Any]]]:
+    """Yield the rows of a table in the order of its primary key, batch by batch."""
+    key = [*table.primary_key]
+    statement = select(table).order_by(*key).limit(BATCH)
+    where = statement
+    while True:
+        async with database.reader.connect() as connection:
+            found = (await connection.execute(where)).mappings().all()
+        if not found:
+            return
+        yield [dict(row) for row in found]
+        where = statement.where(tuple_(*key) > tuple_(*(found[-1][part.name] for part in key)))
+
+
+async def digest_table(table: Table, database: Database) -> str:
+    """Return the SHA-256 of the rows of a table."""
+    digest = hashlib.sha256()
+    async for rows in read_table(table, database):
+        for row in rows:
+            digest.update(json.dumps(row, default=str, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+async def empty(table: Table, backend: Backend) -> None:
+    """Delete the rows that an interrupted copy left."""
+    if isinstance(backend, Database):
+        async with backend.writer.begin() as connection:
+            await connection.execute(delete(table))
 
 
 async def remove_different(theirs: UserStore, ours: UserStore, destination: Backend) -> None:

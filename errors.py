@@ -22,7 +22,7 @@ from store import Conflict, Fault, Kind, NotFound, StaleVersion
 from store_sql import sql_fault
 
 FAULTS = {
-    Kind.CONFLICT: (409, "This contradicts what is stored."),
+    Kind.CONFLICT: (409, "Another row refers to this one, or has the same value."),
     Kind.BAD_VALUE: (422, "The database cannot store this value."),
     Kind.BUSY: (503, "The database is busy with other changes. Retry."),
     Kind.UNREACHABLE: (503, "The database is unreachable. Retry."),
@@ -151,7 +151,7 @@ WRITE = READ | describe(_507="The database is full.")
 SEND = WRITE | describe(_408="The body did not arrive in time.", _413="The body is over 1 MiB.")
 NOT_FOUND = describe(_404="Nothing has this id.")
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "You have this version."}}
-TAKEN = describe(_409="A value is taken, or refers to nothing. Nothing was stored.")
+TAKEN = describe(_409="A value is taken, refers to nothing, or is still referred to.")
 STALE = describe(_412="The version is another than `If-Match` names. Nothing was changed.")
 
 HANDLERS: dict[type[Exception], Any] = {

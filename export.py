@@ -47,9 +47,14 @@ class WholeResponse(Response):
     """
 
     def __init__(
-        self, request: Request, pieces: AsyncIterator[str], name: str, format: Format
+        self,
+        request: Request,
+        pieces: AsyncIterator[str],
+        name: str,
+        format: Format,
+        status_code: int = 200,  # FastAPI reads it for the OpenAPI document
     ) -> None:
-        super().__init__(media_type=MEDIA_TYPES[format])
+        super().__init__(None, status_code, media_type=MEDIA_TYPES[format])
         self.headers["Content-Disposition"] = f'attachment; filename="{name}.{format}"'
         self.request = request
         self.pieces = pieces
@@ -61,7 +66,11 @@ class WholeResponse(Response):
                 if await self.request.is_disconnected():
                     return
             self.headers["Content-Length"] = str(file.tell())
-            start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+            start = {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.raw_headers,
+            }
             await send(start)
             file.seek(0)
             while chunk := file.read(CHUNK):

@@ -1,22 +1,30 @@
 """A table of your own with the promises of users: functions to use one by one, and ``resource``.
 
-They are for the SQL databases, and work on SQLAlchemy's objects. ``docs/own-table.md`` builds a
-table with them.
+They are for the SQL databases. ``docs/own-table.md`` builds tables with them.
 """
 
 import json
-import re
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from operator import gt, lt
+from types import GenericAlias
 from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 from fastapi import APIRouter, Body, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import MISSING, BaseModel, TypeAdapter, create_model
-from sqlalchemy import ColumnElement, Select, func, literal, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Table,
+    UniqueConstraint,
+    func,
+    literal,
+    or_,
+    tuple_,
+)
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import Field, SQLModel
+from sqlmodel import Field, SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
+from sqlmodel.sql.expression import SelectOfScalar
 
 from db import SessionDep, StreamSessionDep
 from errors import NOT_FOUND, NOT_MODIFIED, READ, SEND, STALE, TAKEN, WRITE
@@ -52,7 +60,7 @@ class Page(BaseModel, Generic[Item]):
 
 async def paginate(
     session: AsyncSession,
-    statement: Select[Any],
+    statement: SelectOfScalar[Any],
     query: ListQuery,
     sort: Collection[str] = (),
     q: Collection[str] = (),
@@ -75,11 +83,11 @@ async def paginate(
     if by.nullable:
         order.insert(0, by.is_(None))
     if query.cursor:
-        value, row_id = read_cursor(query, by.type.python_type)
+        value, row_id = read_cursor(query, model.model_fields[by.key].annotation)
         position = [value is None, value, row_id][-len(order) :]
         rows = rows.where(comes_after([*zip(order, position, strict=True)], descending))
     rows = rows.order_by(*(column.desc() if descending else column for column in order))
-    items = (await session.scalars(rows.limit(query.limit + 1))).unique().all()
+    items = (await session.exec(rows.limit(query.limit + 1))).unique().all()
     page: dict[str, Any] = {"items": items[: query.limit], "next": None}
     if len(items) > query.limit:
         last = items[query.limit - 1]
@@ -87,7 +95,7 @@ async def paginate(
         page["next"] = TypeAdapter(Any).dump_json([query.sort, value, last.id]).hex()
     if query.total:
         count = select(func.count()).select_from(statement.order_by(None).subquery())
-        page["total"] = await session.scalar(count)
+        page["total"] = (await session.exec(count)).one()
     return page
 
 
@@ -102,17 +110,20 @@ def comes_after(order: list[tuple[Any, Any]], descending: bool) -> ColumnElement
     (column, value), *others = order
     if value is None:
         return comes_after(others, descending)  # all rows that are left are null here
-    past: Any = (lt if descending else gt)(column, literal(value))
-    return past | ((column == value) & comes_after(others, descending)) if others else past
+    bound = literal(value, column.type)
+    past: ColumnElement[bool] = (lt if descending else gt)(column, bound)
+    return past | ((column == bound) & comes_after(others, descending)) if others else past
 
 
-def read_cursor(query: ListQuery, kind: type) -> tuple[Any, int]:
+def read_cursor(query: ListQuery, kind: Any) -> tuple[Any, int]:
     """Return the value and the id after which a page begins. Raises RequestValidationError."""
     try:
         sort, *position = json.loads(bytes.fromhex(query.cursor))
         if sort == query.sort:
-            kinds: Any = tuple[kind | None, UserId]  # type: ignore[valid-type]  # of a column
-            return cast(tuple[Any, int], TypeAdapter(kinds).validate_python(tuple(position)))
+            value, row_id = position
+            return TypeAdapter(kind).validate_python(value), TypeAdapter(UserId).validate_python(
+                row_id
+            )
     except (ValueError, TypeError):
         pass
     raise invalid("cursor", "is not one of this query")
@@ -137,64 +148,58 @@ async def get_for_update(
     return row
 
 
-async def save(session: AsyncSession, row: SQLModel) -> None:
-    """Send a row that is new or has changed. Raises Conflict, which names the fields."""
-    values = row.model_dump()
-    session.add(row)
+async def save(session: AsyncSession, rows: SQLModel | Sequence[SQLModel]) -> None:
+    """Send a row, or several of one table, new or changed.
+
+    Raises Conflict, which names the fields; the session has been rolled back then.
+    """
+    several = [rows] if isinstance(rows, SQLModel) else rows
+    keys = keys_of(type(several[0]))
+    values = [
+        row.model_dump() | {key: fold(getattr(row, field)) for key, field in keys.items()}
+        for row in several
+    ]
+    session.add_all(several)
     try:
         await session.flush()
     except IntegrityError as error:
         await session.rollback()
-        raise await find_conflict(session, type(row), values, error) or error from None
+        if problems := await find_problems(session, type(several[0]), values):
+            start = 0 if several is rows else 1  # one row is the body, not a list in it
+            raise Conflict([(("body", *at[start:]), msg) for at, msg in problems]) from error
+        raise
 
 
-async def save_all(
-    session: AsyncSession, rows: Sequence[Row]
-) -> tuple[Sequence[Row], dict[int, Conflict]]:
-    """Send new rows; return those that are stored, and what was wrong with which of the others."""
-    conflicts: dict[int, Conflict] = {}
-    try:
-        async with session.begin_nested():
-            session.add_all(rows)
-        return rows, conflicts
-    except IntegrityError:  # one by one, to see which
-        for number, row in enumerate(rows):
-            values = row.model_dump()
-            try:
-                async with session.begin_nested():
-                    session.add(row)
-            except IntegrityError as error:
-                if not (conflict := await find_conflict(session, type(row), values, error)):
-                    raise
-                conflicts[number] = conflict
-    return [row for number, row in enumerate(rows) if number not in conflicts], conflicts
-
-
-async def find_conflict(
-    session: AsyncSession, model: type[SQLModel], values: dict[str, Any], error: IntegrityError
-) -> Conflict | None:
-    """Return which fields a database rejected: references to nothing, or values that are taken."""
-    table = SQLModel.metadata.tables[str(model.__tablename__)]
+async def find_problems(
+    session: AsyncSession, model: type[SQLModel], rows: list[dict[str, Any]]
+) -> list[tuple[tuple[int, str], str]]:
+    """Return which constraints reject rows: the number of the row, the field, the reason."""
+    problems = []
+    table, keys = table_of(model), keys_of(model)
     for key in table.foreign_keys:
-        if (value := values.get(key.parent.name)) is not None:
-            found = await session.scalar(select(func.count()).where(key.column == value))
-            if not found:
-                missing = f"There is no row {value} in {key.column.table.name}."
-                return Conflict([(("body", key.parent.name), missing)])
-    # SQLite and PostgreSQL name the columns, MySQL the constraint.
-    said = re.search(
-        r"UNIQUE constraint failed: (.*)|Key \((.*?)\)=|for key '(?:.*\.)?(.*)'", str(error.orig)
-    )
-    if not said:
-        return None
-    names = (said[1] or said[2] or "").split(",")
-    if said[3]:
-        made = {each.name: each.columns for each in (*table.indexes, *table.constraints)}
-        names = [column.name for column in made.get(said[3], [])] or [said[3]]
-    columns = [name.rpartition(".")[2].strip(' "') for name in names]
-    fields = [keys_of(model).get(column, column) for column in columns]
-    taken = f"Another {noun(model)} has this {' and '.join(fields)}."
-    return Conflict([(("body", field), taken) for field in fields])
+        field, column = key.parent.name, key.column
+        found = await session.exec(select(column).where(column.in_(row[field] for row in rows)))
+        there = {None, *found}
+        reason = f"There is no row with this id in {column.table.name}."
+        problems += [((n, field), reason) for n, row in enumerate(rows) if row[field] not in there]
+    mysql = session.get_bind().dialect.name == "mysql"  # its text is equal in any case
+
+    def same(value: Any) -> Any:
+        return fold(value) if mysql and isinstance(value, str) else value
+
+    unique: list[Any] = [each for each in table.constraints if isinstance(each, UniqueConstraint)]
+    unique += [index for index in table.indexes if index.unique]
+    for columns in [[*each.columns] for each in unique]:
+        fields = [keys.get(column.name, column.name) for column in columns]
+        reason = f"Another {noun(model)} has this {' and '.join(fields)}."
+        wanted = [[row[column.name] for column in columns] for row in rows]
+        taken: Any = select(table.c.id, *columns).where(tuple_(*columns).in_(wanted))
+        owners = {tuple(map(same, v)): row_id for row_id, *v in await session.exec(taken)}
+        for n, values in enumerate(wanted):
+            own = rows[n]["id"] or -n
+            if None not in values and owners.setdefault(tuple(map(same, values)), own) != own:
+                problems += [((n, field), reason) for field in fields]
+    return problems
 
 
 def noun(model: type[SQLModel]) -> str:
@@ -202,8 +207,18 @@ def noun(model: type[SQLModel]) -> str:
     return model.__name__.lower()
 
 
-CREATE: dict[str, Any] = {"status_code": 201, "responses": SEND | TAKEN}
-DELETE: dict[str, Any] = {"status_code": 204, "responses": WRITE | NOT_FOUND | STALE | TAKEN}
+def table_of(model: type[SQLModel]) -> Table:
+    return SQLModel.metadata.tables[str(model.__tablename__)]
+
+
+def typed(**types: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Set annotations of a handler that are known at run time only."""
+
+    def annotate(handler: Callable[..., Any]) -> Callable[..., Any]:
+        handler.__annotations__ |= types
+        return handler
+
+    return annotate
 
 
 def resource(
@@ -218,65 +233,93 @@ def resource(
     """Return a router with what users have: create, list, read, update, delete, bulk and export.
 
     The path is the table's name. ``sort`` and ``q`` are those of ``paginate``. ``without`` names
-    handlers (``update_task``) to leave out, for handlers of your own.
+    operations (``update_task``) to leave out, for handlers of your own.
     """
     one, many = noun(model), str(model.__tablename__)
+    for key in table_of(model).foreign_keys:  # so that the page offers a search for the other row
+        for schema in (create, update, read):
+            if field := schema.model_fields.get(key.parent.name):
+                field.json_schema_extra = {"x-references": key.target_fullname.rpartition(".")[0]}
+                schema.model_rebuild(force=True)
     sorts: Any = Literal[*(f"{minus}{field}" for field in ("id", *sort) for minus in ("", "-"))]
-    query_class: Any = create_model(
-        f"{model.__name__}Query", __base__=ListQuery, sort=(sorts, "id")
+    asked = create_model(f"{model.__name__}Query", __base__=ListQuery, sort=(sorts, "id"))
+    made: Any = create_model(
+        f"{model.__name__}Bulk",
+        items=(cast(Any, GenericAlias(list, read)), ...),
+        skipped=(list[int], ...),
     )
-    many_new: Any = list[create]  # type: ignore[valid-type]  # known at run time
-    many_read: Any = list[read]  # type: ignore[valid-type]  # as above
-    page: Any = Page[read]  # type: ignore[valid-type]  # as above
-    bulk = create_model(f"{model.__name__}Bulk", items=(many_read, ...), skipped=(list[int], ...))
+    path_id = Annotated[UserId, Path(alias=f"{one}_id")]
+    item = f"/{{{one}_id:id}}"
     router = APIRouter(prefix=f"/{many}", tags=[many], route_class=Route)
+    created: Any = {"status_code": 201, "responses": SEND | TAKEN}
+    found: Any = {"response_model": read, "responses": READ | NOT_FOUND | NOT_MODIFIED}
+    changed: Any = {"response_model": read, "responses": SEND | NOT_FOUND | TAKEN | STALE}
+    deleted: Any = {"status_code": 204, "responses": WRITE | NOT_FOUND | TAKEN | STALE}
 
-    async def create_row(new: Any, session: SessionDep, response: Response) -> Any:
+    @router.post("/", name=f"create_{one}", response_model=read, **created)
+    @typed(new=create)
+    async def create_row(new: SQLModel, session: SessionDep, response: Response) -> Any:
         """Add a row. `Location` is its path, `ETag` its version."""
         row: Any = model(**new.model_dump())
         await save(session, row)
         response.headers["Location"] = f"/{many}/{row.id}"
         return row
 
-    async def read_rows(query: Any, session: SessionDep) -> Any:
+    @router.get("/", name=f"read_{many}", response_model=cast(Any, Page)[read], responses=READ)
+    @typed(query=Annotated[asked, Query()])
+    async def read_rows(query: ListQuery, session: SessionDep) -> Any:
         """List rows, page by page: send `next` as `cursor` until it is null."""
         return await paginate(session, select(model), query, sort, q)
 
-    async def read_row(row_id: Any, session: SessionDep) -> Any:
+    @router.get(item, name=f"read_{one}", **found)
+    @typed(row_id=path_id)
+    async def read_row(row_id: int, session: SessionDep) -> Any:
         """Return a row. `ETag` is its version."""
-        row = await session.get(model, row_id)
-        if row is None:
-            raise NotFound(one)
-        return row
+        if row := await session.get(model, row_id):
+            return row
+        raise NotFound(one)
 
-    async def update_row(row_id: Any, changes: Any, session: SessionDep, if_match: IfMatch) -> Any:
+    @router.patch(item, name=f"update_{one}", **changed)
+    @typed(row_id=path_id, changes=update)
+    async def update_row(
+        row_id: int, changes: SQLModel, session: SessionDep, if_match: IfMatch
+    ) -> Any:
         """Change the fields that are sent. With `If-Match`, only if it has not changed since."""
         row = await get_for_update(session, model, row_id, if_match)
         row.sqlmodel_update(changes.model_dump())
         await save(session, row)
         return row
 
-    async def delete_row(row_id: Any, session: SessionDep, if_match: IfMatch) -> None:
+    @router.delete(item, name=f"delete_{one}", **deleted)
+    @typed(row_id=path_id)
+    async def delete_row(row_id: int, session: SessionDep, if_match: IfMatch) -> None:
         """Delete a row. With `If-Match`, only if it has not changed since."""
         await session.delete(await get_for_update(session, model, row_id, if_match))
 
+    @router.post("/bulk", name=f"create_{many}", response_model=made, **created)
+    @typed(new=Annotated[GenericAlias(list, create), Body(min_length=1, max_length=BULK_MAX)])
     async def create_rows(
-        several: Any,
+        new: list[SQLModel],
         session: SessionDep,
         on_conflict: Annotated[Literal["fail", "skip"], Query()] = "fail",
     ) -> Any:
         """Add rows, all or none; `on_conflict=skip` skips those that conflict."""
-        rows, conflicts = await save_all(session, [model(**new.model_dump()) for new in several])
-        if conflicts and on_conflict == "fail":
-            raise Conflict(
-                [
-                    (("body", number, *loc[1:]), reason)
-                    for number, conflict in conflicts.items()
-                    for loc, reason in conflict.problems
-                ]
-            )
-        return {"items": rows, "skipped": [*conflicts]}
+        skipped: set[int] = set()
+        while True:
+            places = [n for n in range(len(new)) if n not in skipped]
+            rows = [model(**new[n].model_dump()) for n in places]
+            try:
+                if rows:
+                    await save(session, rows)
+                return {"items": rows, "skipped": sorted(skipped)}
+            except Conflict as conflict:
+                if on_conflict == "fail":
+                    raise
+                skipped |= {places[int(loc[1])] for loc, _ in conflict.problems}
 
+    @router.get(
+        "/export", name=f"export_{many}", response_class=WholeResponse, responses=READ | EXPORT
+    )
     async def export_rows(
         request: Request,
         session: StreamSessionDep,
@@ -284,59 +327,34 @@ def resource(
         format: Format = "jsonl",
     ) -> WholeResponse:
         """Download every row, by id, or those that `q` finds."""
-        pieces = read_pieces(session, model, read, words, q, format)
+        pieces = read_pieces(session, select(model), read, format, words, q)
         return WholeResponse(request, pieces, many, format)
 
-    item = f"/{{{one}_id:id}}"
-    known = {
-        "new": create,
-        "changes": update,
-        "several": Annotated[many_new, Body(min_length=1, max_length=BULK_MAX)],
-        "row_id": Annotated[UserId, Path(alias=f"{one}_id")],
-        "query": Annotated[query_class, Query()],
-    }
-    responses = {
-        "read": READ | NOT_FOUND | NOT_MODIFIED,
-        "change": SEND | NOT_FOUND | TAKEN | STALE,
-    }
-    for name, handler, method, path, options in (
-        (f"create_{one}", create_row, "POST", "/", {"response_model": read, **CREATE}),
-        (f"read_{many}", read_rows, "GET", "/", {"response_model": page, "responses": READ}),
-        (f"read_{one}", read_row, "GET", item, {"responses": responses["read"]}),
-        (f"update_{one}", update_row, "PATCH", item, {"responses": responses["change"]}),
-        (f"delete_{one}", delete_row, "DELETE", item, DELETE),
-        (f"create_{many}", create_rows, "POST", "/bulk", {"response_model": bulk, **CREATE}),
-        (f"export_{many}", export_rows, "GET", "/export", {"responses": READ | EXPORT}),
-    ):
-        if name not in without:
-            handler.__name__ = name
-            for parameter in handler.__annotations__.keys() & known.keys():
-                handler.__annotations__[parameter] = known[parameter]
-            if path == item and method != "DELETE":
-                options["response_model"] = read
-            router.add_api_route(path, handler, methods=[method], **options)
+    router.routes[:] = [
+        route for route in router.routes if getattr(route, "name", "") not in without
+    ]
     return router
 
 
 async def read_pieces(
     session: AsyncSession,
-    model: type[SQLModel],
+    statement: SelectOfScalar[Any],
     read: type[SQLModel],
-    words: str,
-    q: Collection[str],
     format: Format,
+    words: str = "",
+    q: Collection[str] = (),
 ) -> AsyncIterator[str]:
-    """Yield the rows of a table as JSON Lines or CSV, page by page."""
+    """Yield the rows of ``select(Model)`` as ``read`` shows them: JSON Lines or CSV, by pages."""
     if format == "csv":
         yield to_csv([read.model_fields])
     cursor: str | None = ""
     while cursor is not None:
         query = ListQuery(limit=200, cursor=cursor, q=words)
-        page = await paginate(session, select(model), query, q=q)
+        page = await paginate(session, statement, query, q=q)
         rows = [read.model_validate(row) for row in page["items"]]
+        cursor = page["next"]
         await session.rollback()  # between two pages no connection is held
         if format == "csv":
             yield to_csv(row.model_dump(mode="json").values() for row in rows)
         else:
             yield "".join(f"{row.model_dump_json()}\n" for row in rows)
-        cursor = page["next"]

@@ -19,6 +19,7 @@ from db import get_backend
 from engine import Database, SettingsError, UTCMillis, revisions_in
 from errors import FAULTS
 from lifespan import MIGRATIONS, StartError
+from rows import Amount
 from store import Backend, Kind
 from store_sql import sql_fault
 
@@ -101,10 +102,12 @@ def number(_: Any, __: Any, scripts: list[Any]) -> None:
 
 
 def render(kind: str, item: Any, autogenerate: Any) -> Any:
-    """Write our type so that a migration keeps its meaning when models.py changes."""
+    """Write our types so that a migration keeps its meaning when models.py changes."""
     if kind == "type" and isinstance(item, UTCMillis):
         autogenerate.imports.add("from sqlalchemy.dialects import mysql")
         return 'sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=3), "mysql")'
+    if kind == "type" and isinstance(item, Amount):
+        return f'sa.Numeric({item.digits}, {item.places}).with_variant(sa.BigInteger(), "sqlite")'
     return False
 
 

@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +33,9 @@ for setting in Settings.model_fields:
 # make faults sets it; make test runs only what is quick, with fewer rounds, on fewer databases.
 FULL = "FAULTS" in os.environ
 full = pytest.mark.full
+# Bounds in seconds are the app's promises. make faults measures them; make test also runs on
+# machines that are busy with something else, and so allows for some time more.
+SLACK = 0 if FULL else 30
 
 
 def quick_on(values: Iterable[Any], *quick: Any) -> list[Any]:
@@ -122,6 +125,38 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return ByDatabase(config, log)
 
 
+begun: list[BaseException] = []  # what the set-ups that failed raised
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Report one error for a fixture that fails, and skip the other tests that need it."""
+    report = yield
+    if call.when == "setup" and call.excinfo and report.failed:
+        if any(call.excinfo.value is earlier for earlier in begun):
+            report.outcome = "skipped"
+            report.longrepr = (str(item.path), 0, "Skipped: a fixture failed in an earlier test")
+        else:
+            begun.append(call.excinfo.value)
+    return report
+
+
+collected: set[str] = set()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Note which tests are to run."""
+    collected.update(item.nodeid for item in session.items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(ids: list[str]) -> None:
+    """Note which tests the workers are to run."""
+    collected.update(ids)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In a worker, tell what it has tested on."""
     if hasattr(session.config, "workeroutput"):
@@ -141,8 +176,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.section("databases")
     for version in tested.values():
         terminalreporter.write_line(f"tested on {version}")
-    for name, why in missing.items():
+    for name in BACKENDS.keys() - tested.keys():
+        why = missing.get(name, "no test of it was run to its end")
         terminalreporter.write_line(f"NOT tested on {name}: {why}")
+    reported = {report.nodeid for each in terminalreporter.stats.values() for report in each}
+    if not_run := len(collected - reported):
+        terminalreporter.write_line(f"{not_run} tests not run", red=True)
     reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
     if figures := [report for report in reports if report.user_properties]:
         terminalreporter.section("figures")
@@ -188,12 +227,16 @@ def serve(
         )
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
-        wait_until(lambda: answers(f"{server.url}/livez"), server.printed)
+        wait_until(
+            lambda: process.poll() is not None or answers(f"{server.url}/livez"),
+            lambda: f"no answer in 60 s; it printed: {server.printed()}",
+        )
+        assert process.poll() is None, f"the app ended: {server.printed()}"
         yield server
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(timeout=10)
+            process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -208,7 +251,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def wait_until(true: Callable[[], bool], why: Callable[[], str] = str, seconds: float = 20) -> None:
+def wait_until(true: Callable[[], bool], why: Callable[[], str] = str, seconds: float = 60) -> None:
     """Wait until something is true; fail after some seconds, and say why."""
     deadline = time.monotonic() + seconds
     while not true():

@@ -499,11 +499,11 @@ class Process:
             self.popen = None
 
     def stop(self) -> None:
-        """Tell it to stop; kill it if it does not within 10 seconds."""
+        """Tell it to stop; kill it if it does not within 60 seconds."""
         if self.popen:
             self.popen.send_signal(self.stop_signal)
             try:
-                self.popen.wait(timeout=10)
+                self.popen.wait(timeout=60)
                 self.popen = None
             except subprocess.TimeoutExpired:
                 self.kill()

@@ -6,12 +6,12 @@ It is told from the app itself by nothing else.
 from typing import Any
 
 from sqlalchemy import delete
+from sqlmodel import SQLModel
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 import app as served
 from db import get_backend, open_session
-from models import User
 
 roster = served.app
 
@@ -29,7 +29,7 @@ def checked_out() -> int:
 
 
 async def wipe() -> None:
-    """Delete all users; the ids go on."""
+    """Delete all rows; the ids go on."""
     backend: Any = get_backend()
     match type(backend).__name__:
         case "MongoUserStore":
@@ -41,7 +41,8 @@ async def wipe() -> None:
                 await backend.redis.delete(*(f"roster:{key}" for key in keys))
         case _:
             async with open_session() as session:
-                await session.exec(delete(User))
+                for table in reversed(SQLModel.metadata.sorted_tables):
+                    await session.exec(delete(table))
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -230,7 +230,7 @@ def test_copy_that_is_stopped_or_killed_or_changed_under_it_goes_on(
     assert "unfinished" in refusal(cli("export", url=urls[1]))
     with copy_until(lambda: stored() > before, *urls) as process:
         change(source, "UPDATE users SET name = 'New', name_key = 'new' WHERE id = 1")
-        assert process.communicate(timeout=30) == (
+        assert process.communicate(timeout=120) == (
             "",
             "The two differ: users were changed meanwhile. Stop the apps."
             " The copy is unfinished; the same command continues it.\n",
@@ -256,7 +256,7 @@ def test_copy_whose_database_goes_away_says_how_to_go_on(database: Database, man
 
             with copy_until(stored, f"sqlite:///{many}", through) as process:
                 between.kill()
-                out, err = process.communicate(timeout=30)
+                out, err = process.communicate(timeout=120)
         assert (process.returncode, out) == (1, "")
         (line,) = err.splitlines()
         assert line.startswith(f"Redis at 127.0.0.1:{port}, database 1: The database is unr")

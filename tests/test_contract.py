@@ -673,7 +673,7 @@ def test_openapi_document_describes_every_status(openapi: dict[str, Any]) -> Non
         "GET /users/": {"200"} | reading,
         "GET /users/{user_id}": {"200", "304", "404"} | reading,
         "PATCH /users/{user_id}": {"200", "404", "409", "412"} | sending,
-        "DELETE /users/{user_id}": {"204", "404", "412"} | writing,
+        "DELETE /users/{user_id}": {"204", "404", "409", "412"} | writing,
         "POST /users/bulk": {"201", "409"} | sending,
         "GET /users/export": {"200"} | reading,
         "GET /livez": {"200", "403"},

@@ -60,7 +60,7 @@ def run(url: str, *command: str, folder: Path = ROOT, fails: bool = False) -> st
         env={**os.environ, "DATABASE_URL": url},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=30,
+        timeout=120,
         text=True,
     )
     assert (result.returncode != 0) == fails, result.stdout

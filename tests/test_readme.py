@@ -80,7 +80,7 @@ def test_commands_print_what_the_readme_says(copy: Path, port: int) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=30,
+            timeout=120,
         )
         printed = result.stdout.replace("\r", "").replace(str(copy), FOLDER)
         if printed and not printed.endswith("\n"):
@@ -111,4 +111,5 @@ def test_tables_of_requests_are_those_of_the_app() -> None:
         for path, item in app.openapi()["paths"].items()
         for method in item
     }
-    assert named == served
+    assert named <= served
+    assert not any(" /users/" in request for request in served - named)

@@ -879,6 +879,6 @@ def test_process_ends_though_nobody_closed_anything(file: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(file)]
     result = subprocess.run(
-        command, cwd=file.parent, env={"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=20
+        command, cwd=file.parent, env={"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=120
     )
     assert (result.returncode, result.stderr) == (0, b"")

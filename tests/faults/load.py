@@ -13,10 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import NO_TLS, Server, quick_on, wait_until
+from conftest import NO_TLS, SLACK, Server, quick_on, wait_until
 
-HEAL = 2  # seconds, at most, from the database's first answer to the app's first success
-LATE = 2  # seconds over limits.TIME_MAX in which a request must have its answer
+HEAL = 2 + SLACK  # seconds, at most, from the database's first answer to the app's first success
+LATE = 2 + SLACK  # seconds over limits.TIME_MAX in which a request must have its answer
 SERVERS = ("postgresql", "mysql", "mongodb", "redis")
 
 Figures = Callable[[str, object], None]
@@ -128,7 +128,7 @@ def check_healthy(server: Server, *secret: str) -> None:
     wait_until(
         lambda: httpx.get(f"{server.url}/-/checked-out", verify=NO_TLS).json() == 0,
         lambda: "connections leak",
-        seconds=5,
+        seconds=5 + SLACK,
     )
     printed = server.printed()
     assert "Traceback" not in printed, printed[-5000:]

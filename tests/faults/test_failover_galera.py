@@ -12,7 +12,7 @@ from signal import SIGTERM
 
 import httpx
 import pytest
-from conftest import NO_TLS, answers, full, required, serve, wait_until
+from conftest import NO_TLS, SLACK, answers, full, required, serve, wait_until
 from databases import (
     _MYSQL,
     Missing,
@@ -28,7 +28,7 @@ from load import Figures, check_healthy, count_lost, say, writing
 from sqlalchemy import URL
 
 pytestmark = full
-RESUMED = 5  # seconds, at most, from a node's end to the first user who is stored
+RESUMED = 5 + SLACK  # seconds, at most, from a node's end to the first user who is stored
 PROVIDER = Path("/usr/lib/galera/libgalera_smm.so")
 
 

@@ -11,7 +11,7 @@ from signal import SIGINT
 import asyncpg
 import httpx
 import pytest
-from conftest import NO_TLS, answers, full, required, serve, wait_until
+from conftest import NO_TLS, SLACK, answers, full, required, serve, wait_until
 from databases import (
     _POSTGRESQL,
     Process,
@@ -29,7 +29,7 @@ from test_start import only_line, start_and_fail
 pytestmark = full
 # Seconds, at most, from the promotion to the first user who is stored. That a server says nothing
 # is an error after 6 seconds, a new connection to it after 3.
-RESUMED = {"killed": 2, "frozen": 12}
+RESUMED = {"killed": 2 + SLACK, "frozen": 12 + SLACK}
 # What Roster asks of a new connection, and PgBouncer must be told to pass over.
 SETTINGS = "statement_timeout,lock_timeout,plan_cache_mode,default_transaction_read_only"
 
@@ -168,7 +168,7 @@ def test_replica_reads_and_writes_do_not_need_it(
             load.goes_on()
             time.sleep(1)
             pair.standby.start()
-            wait_until(lambda: client.get("/readyz").status_code == 200, seconds=2)
+            wait_until(lambda: client.get("/readyz").status_code == 200, seconds=2 + SLACK)
         wait_until(lambda: count_lost(server.url, load) == 0)
         check_healthy(server)
         pair.primary.kill()

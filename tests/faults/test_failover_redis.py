@@ -8,7 +8,7 @@ from pathlib import Path
 from signal import SIGTERM
 
 import pytest
-from conftest import answers, full, required, serve, wait_until
+from conftest import SLACK, answers, full, required, serve, wait_until
 from databases import Process, _folder, _new_admin, _program, _running, open_redis, redis_server
 from load import Figures, check_healthy, count_lost, say, writing
 from sqlalchemy import URL
@@ -16,7 +16,7 @@ from sqlalchemy import URL
 pytestmark = full
 # Seconds, at most, from the master's end to the first user who is stored: Sentinel waits for one,
 # and that a server says nothing is an error after 3.
-RESUMED = {"killed": 5, "frozen": 8}
+RESUMED = {"killed": 5 + SLACK, "frozen": 8 + SLACK}
 LOGIN = secrets.token_hex(8)  # to the Sentinels
 
 

@@ -5,12 +5,12 @@ import time
 from pathlib import Path
 from statistics import median
 
-from conftest import FULL, answers, full, serve, wait_until
+from conftest import FULL, SLACK, answers, full, serve, wait_until
 from databases import Database
 from load import HEAL, SERVERS, Figures, check_healthy, count_lost, on, writing
 from sqlalchemy.engine import make_url
 
-START = 3  # seconds, at most, in which a killed app is back
+START = 3 + SLACK  # seconds, at most, in which a killed app is back
 
 
 @on("sqlite", *SERVERS)

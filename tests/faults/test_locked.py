@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import NO_TLS, Server, full, serve, wait_until
+from conftest import NO_TLS, SLACK, Server, full, serve, wait_until
 from databases import Database, open_redis
 from load import HEAL, Figures, check_healthy, on
 from sqlalchemy import text
@@ -259,7 +259,9 @@ def test_server_that_takes_no_changes_for_a_while_is_503_and_heals(
                 assert client.get(path).json()["version"] == 1
             asyncio.run(turn(own, tmp_path, read_only=False))
             began = time.monotonic()
-            wait_until(lambda: client.patch(path, json={"name": "Eve"}).is_success, seconds=5)
+            wait_until(
+                lambda: client.patch(path, json={"name": "Eve"}).is_success, seconds=5 + SLACK
+            )
             healed = time.monotonic() - began
             for i in range(10):
                 add(client, email=f"{i}@example.com")

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import NO_TLS, Server, answers, full, serve, wait_until
+from conftest import NO_TLS, SLACK, Server, answers, full, serve, wait_until
 from databases import Database
 from load import LATE, SERVERS, Crowd, Figures, check_healthy, count_lost, on, writing
 from sqlalchemy.engine import make_url
 
 from limits import TIME_MAX
 
-END = 10  # seconds, at most, from SIGTERM to the end
+END = 10 + SLACK  # seconds, at most, from SIGTERM to the end
 GRACE = "--timeout-graceful-shutdown=10"  # as in make run
 
 
@@ -25,7 +25,7 @@ def end(server: Server) -> float:
     """Tell the app to stop; return how long it takes, in seconds."""
     began = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
-    server.process.wait(timeout=30)
+    server.process.wait(timeout=60)
     return time.monotonic() - began
 
 

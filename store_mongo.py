@@ -241,7 +241,8 @@ class MongoUserStore:
         await self.users.create_index([("name_key", 1), ("_id", 1)])
         counter = await self.counters.find_one({"_id": "users"})
         if not counter or "layout" not in counter:
-            await self.add_search_keys()
+            with pymongo.timeout(600):  # of each start
+                await self.add_search_keys()
         newest = await self.users.find_one({}, sort=[("_id", -1)])
         # Users may have been restored without their counter.
         last = {"last": Int64(newest["_id"] if newest else 0), "layout": 2}
@@ -260,9 +261,9 @@ class MongoUserStore:
         while left := await self.users.count_documents(lacking):
             last = -1
             while documents := await self.users.find(
-                {**lacking, "_id": {"$gt": last}}, sort=[("_id", 1)], limit=1000
+                {**lacking, "_id": {"$gt": last}}, sort=[("_id", 1)], limit=200
             ).to_list():
-                if left % 50_000 < 1000:
+                if left % 50_000 < 200:
                     logger.info("%s: %s users lack their search keys.", self.place, f"{left:,}")
                 changes = [
                     # Not if it has changed meanwhile: then it is found again.

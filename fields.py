@@ -25,27 +25,30 @@ SPECIAL_USE_DOMAIN_NAMES.clear()  # people of an internal tool may well be at co
 
 # Control characters, line separators, and U+FFFD: the mark of text that was not valid UTF-8.
 REFUSED = r"\u0000-\u001f\u007f-\u009f\u2028\u2029\ufffd"
-# Unicode's Default_Ignorable_Code_Point, annotation marks, the empty Braille pattern.
+# What cannot be seen: Unicode's Default_Ignorable_Code_Point, annotation marks, the empty Braille
+# pattern. JOINERS are those that many names need.
+JOINERS = r"\u200c\u200d\ufe0f"
 INVISIBLE = (
-    r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
-    r"\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e"
+    r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0e\ufeff\uffa0\ufff0-\ufffb"
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
-# Where a script or an emoji needs one, as pairs: what it comes after, and which of them.
+MARKS = r"\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
+# Where a script or an emoji needs them: after which characters, which of them.
 NEEDED = {
     "[\\u0600-\\u0dff\\u0f00-\\u18af\\u1a20-\\u1cff\\ua800-\\uabff\\ufb50-\\ufdff\\ufe70-\\ufefc"
-    "\U00010a00-\U00011fff]": r"[\u200c\u200d](?!\s|$)",  # joiners in Arabic, Indic and others
-    "[\\u2190-\\u2bff\U0001f000-\U0001faff]\\ufe0f?": r"\u200d(?!\s|$)",  # emoji of several
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1a20-\u1aaf]": r"\u200b",  # between Thai words
-    r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]": r"[\u061c\u200e\u200f]",  # right to left
-    r"[\u1800-\u18af]": r"[\u180b-\u180f]",  # Mongolian
-    "[\\u2e80-\\u9fff\\uf900-\\ufaff\U00020000-\U0003ffff]": "[\\ufe00-\\ufe0f\U000e0100-\U000e01ef]",
+    "\U00010a00-\U00011fff]": r"[\u200c\u200d](?!\s|$)",  # Arabic, Indic and others
+    "[\\u2190-\\u2bff\U0001f000-\U0001faff]\\ufe0f?": r"\u200d(?!\s|$)",  # an emoji of several
     "[#*0-9\\u00a9\\u00ae\\u1000-\\u109f\\u2000-\\u33ff\U0001f000-\U0001faff]": r"[\ufe0e\ufe0f]",
-    "\U0001f3f4": "[\U000e0020-\U000e007f]+",  # flags
+    "[\\u2e80-\\u9fff\\uf900-\\ufaff\U00020000-\U0003ffff]": "[\\ufe00-\\ufe0f\U000e0100-\U000e01ef]",
+    r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]": r"[\u061c\u200e\u200f]",  # right to left
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1a20-\u1aaf]": r"\u200b",  # between Thai words
+    r"[\u1800-\u18af]": r"[\u180b-\u180f]",  # Mongolian
+    "\U0001f3f4": "[\U000e0020-\U000e007f]+",  # a flag
 }
-TEXT = "|".join([*map("".join, NEEDED.items()), f"[^{REFUSED}{INVISIBLE}]"])
-MARKS = r"\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
-NAME = rf"^(?=.*[^\s{REFUSED}{INVISIBLE}{MARKS}])(?:{TEXT})*$"
+SEEN = rf"[^\s{REFUSED}{INVISIBLE}{JOINERS}{MARKS}]"
+TEXT = "|".join([*map("".join, NEEDED.items()), f"[^{INVISIBLE}{JOINERS}]"])
+NAME = re.compile(f"(?=.*{SEEN})(?:{TEXT})*")
 
 
 def fold(text: str) -> str:
@@ -79,7 +82,7 @@ def searchable(text: str) -> str:
     if text.isascii():
         return text.lower()
     letters = filterfalse(unicodedata.combining, unicodedata.normalize("NFKD", fold(text)))
-    plain = re.sub(f"[{INVISIBLE}]", "", "".join(letters).translate(TYPED))
+    plain = re.sub(f"[{INVISIBLE}{JOINERS}]", "", "".join(letters).translate(TYPED))
     return unicodedata.normalize("NFKC", plain)
 
 
@@ -109,7 +112,7 @@ def plain_text(text: str) -> str:
 
 def plain_name(text: str) -> str:
     """Return the text. Raises ValueError, too, for what is invisible where no script needs it."""
-    if not plain_text(text).isascii() and not re.match(NAME, text):
+    if not plain_text(text).isascii() and not NAME.fullmatch(text):
         raise ValueError("must not contain, or be, invisible characters")
     return text
 
@@ -128,7 +131,7 @@ def normal_email(text: str) -> str:
     """
     if len(text) <= 64 and PLAIN_EMAIL.fullmatch(text):
         return text
-    if re.search(f"[{INVISIBLE}]", text):
+    if re.search(f"[{INVISIBLE}{JOINERS}]", text):
         raise ValueError("not a valid email address: it contains invisible characters")
     # RFC 1035, section 2.3.4. email-validator checks it after it has decoded the label, which
     # takes longer the longer it is: 1000 labels of 248 letters took 8 seconds.
@@ -157,7 +160,13 @@ Name = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=NAME_MAX),
     AfterValidator(plain_name),
-    WithJsonSchema({"type": "string", "maxLength": NAME_MAX, "pattern": NAME}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "maxLength": NAME_MAX,
+            "pattern": f"^[^{REFUSED}{INVISIBLE}]*{SEEN}[^{REFUSED}{INVISIBLE}]*$",
+        }
+    ),
 ]
 NamePrefix = Annotated[
     str,

@@ -21,7 +21,7 @@ from store import read_page
 app = FastAPIOffline(  # FastAPI, but /docs needs no other site
     title="Roster",
     summary="A small user directory on the database of your choice.",
-    description="The page for people is at [/](/). To read the code, begin with `docs/tour.md`.",
+    description="[The page](./) is for people. To read the code, begin with `docs/tour.md`.",
     version="1.0.0",
     lifespan=lifespan,
     redoc_url=None,

@@ -1,23 +1,28 @@
-"""Access by token or from this machine only, and the log of changes.
+"""Access by token or from this machine only, fair shares, and the log of changes.
 
 Without tokens Roster serves its own machine only (local mode). With tokens, every path that isn't
 in ``OPEN`` needs one (RFC 6750), unknown paths too. There are no cookies, which a browser would
 send along with another site's request; what pages of other sites write is rejected all the same.
-The body of a rejected request is not read.
 """
 
+import asyncio
 import logging
 import re
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from random import getrandbits
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import quote
 
 from fastapi import FastAPI, Response
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+import limits
 from db import Settings, get_settings
 from engine import SettingsError
 from errors import BUG, answer
@@ -37,33 +42,48 @@ RULE = (
 )
 LOOPBACK = re.compile(r"(::ffff:)?127\.[0-9.]+|::1").fullmatch
 LOCAL_HOST = re.compile(rb"(localhost|127(\.[0-9]+){3}|\[::1\])(:[0-9]*)?", re.I).fullmatch
-# A proxy adds these headers: then the peer on loopback is the proxy, not the caller. It must send
-# Via (RFC 9110, section 7.6.3); most send another of these instead.
-FORWARDING = re.compile(rb"^(x-forwarded-.*|forwarded|x-real-ip|via)$", re.M).search
+# A proxy adds headers like these: then the peer on loopback is the proxy, not the caller. It must
+# send Via (RFC 9110, section 7.6.3); most name the client in another of these instead.
+FORWARDING = re.compile(
+    rb"^(via|cdn-loop|cf-.*|x-(original|envoy)-.*|.*forwarded.*"
+    rb"|(.*-)?(client|connecting|real|remote|user|originating|source|socket|peer)-?(ip|addr.*))$",
+    re.M,
+).search
+NOT_STARTED = (
+    "Roster has not started. An app that mounts it has to run its lifespan, too:"
+    " async with roster.router.lifespan_context(roster)"
+)
+GUESS_TIME = 0.25  # seconds until a wrong token is answered
 
 
-class TwoASecond(logging.Filter):
-    """Lets two warnings a second through and counts the rest: an outage must not fill a disk."""
+class Sparing(logging.Filter):
+    """Lets two lines of a kind through a second and counts the rest: nothing may fill a disk.
 
-    since = 0.0
-    said = left_out = 0
+    A request that succeeded has no kind, since its line says which caller changed what.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: dict[object, tuple[float, int]] = {}  # its second, and how many came in it
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno != logging.WARNING:
+        failed = record.levelno >= logging.WARNING
+        kind: Any = failed and (record.msg, (record.exc_info or [None])[0])
+        if record.name == "uvicorn.access":
+            kind = cast(Any, record.args)[-1] >= 400 and cast(Any, record.args)[-1]
+        if not (kind := getattr(record, "kind", kind)):
             return True
-        if record.created - self.since >= 1:
-            self.since, self.said = record.created, 0
-        self.said += 1
-        if self.said > 2:
-            self.left_out += 1
-            return False
-        if self.left_out:
-            record.msg = f"{record.msg} ({self.left_out} more were left out)"
-            self.left_out = 0
-        return True
+        now = time.monotonic()  # the clock may be set back
+        since, count = self.kinds.get(kind, (now, 0))
+        over = now - since >= 1
+        self.kinds[kind] = (now, 1) if over else (since, count + 1)
+        if over and count > 2:
+            record.msg = f"{record.msg} ({count - 2} more were left out)"
+        return over or count < 2
 
 
-logger.addFilter(TwoASecond())
+for name in ("uvicorn.error", "uvicorn.access", "asyncio"):
+    logging.getLogger(name).addFilter(Sparing())
 
 
 class Caller(NamedTuple):
@@ -76,6 +96,7 @@ class Caller(NamedTuple):
 Callers = Mapping[bytes, Caller]
 LOCAL = Caller("local", writes=True)
 NOBODY = Caller("nobody", writes=False)
+UNKNOWN = Caller("unknown", writes=False)  # all wrong tokens
 
 
 @cache
@@ -89,7 +110,7 @@ def read_tokens(settings: Settings) -> Callers:
     A look-up by hash takes a time that says nothing about the tokens.
     """
     callers: dict[bytes, Caller] = {}
-    names = {LOCAL.name, NOBODY.name}
+    names = {LOCAL.name, NOBODY.name, UNKNOWN.name}
     for setting in ("api_tokens", "api_read_tokens"):
         text = getattr(settings, setting).get_secret_value().strip()
         for number, entry in enumerate(text.split(",") if text else [], start=1):
@@ -138,6 +159,17 @@ def unauthorized(status: int, detail: str, error: str = "") -> Response:
     return response
 
 
+async def throw_away(receive: Receive) -> None:
+    """Read the rest of a body: a client that still sends would not see why it was rejected."""
+    size, more = 0, True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(limits.REST_TIME):
+            while more and size < limits.REST_MAX:
+                message = await receive()
+                size += len(message.get("body", b""))
+                more = message.get("more_body", False)
+
+
 class Access:
     """ASGI middleware: admits or rejects a request, gives it an id, logs changes and failures.
 
@@ -147,70 +179,96 @@ class Access:
     def __init__(self, app: ASGIApp, callers: Callable[[], Callers] = get_callers) -> None:
         self.app = app
         self.callers = callers
+        self.under_way: Counter[str] = Counter()
 
-    def check(self, scope: Scope) -> tuple[Caller, Response | None]:
+    def check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> tuple[Caller, Response | None]:
         """Return the caller, and the response if the request is rejected."""
-        headers: dict[bytes, bytes] = dict(scope["headers"])
         method = scope.get("method")  # a WebSocket has none, and counts as a change
+        is_open = scope["path"].removeprefix(scope.get("root_path", "")) in OPEN
         callers = self.callers()
         if callers:
-            path = scope["path"].removeprefix(scope.get("root_path", ""))
-            if path in OPEN and method in ("GET", "HEAD"):
+            if is_open and method in ("GET", "HEAD"):
                 return NOBODY, None
             scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
             if scheme.lower() != b"bearer":
                 return NOBODY, unauthorized(401, "This needs a token: Authorization: Bearer ...")
-            caller = callers.get(sha256(token.strip()).digest(), NOBODY)
-            if caller is NOBODY:
+            caller = callers.get(sha256(token.strip()).digest(), UNKNOWN)
+            if self.under_way[caller.name] >= get_settings().requests_per_caller:
+                return caller, answer(429, "Too many requests of this token are under way. Retry.")
+            if caller is UNKNOWN:
                 unknown = "This token is not known."
-                return NOBODY, unauthorized(401, unknown, ', error="invalid_token"')
+                return caller, unauthorized(401, unknown, ', error="invalid_token"')
         else:
             caller = LOCAL
             if why := why_foreign(scope, headers):
                 only = "Until API_TOKENS is set, Roster serves only the machine that it runs on."
                 return NOBODY, answer(403, f"This request {why}. {only}")
-        if method not in SAFE:
-            if not caller.writes:
-                only = "This token only reads."
-                return caller, unauthorized(403, only, ', error="insufficient_scope"')
-            if from_other_site(headers):
-                return caller, answer(403, "A page of another site cannot change anything here.")
+        if method not in SAFE and not caller.writes:
+            only = "This token only reads."
+            return caller, unauthorized(403, only, ', error="insufficient_scope"')
+        # Without tokens, a page of another site could have dear lists read.
+        if (method not in SAFE or not (callers or is_open)) and from_other_site(headers):
+            return caller, answer(403, "A page of another site may not ask for this.")
         return caller, None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
-        caller, rejection = self.check(scope)
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        caller, rejection = self.check(scope, headers)
         request_id = f"{getrandbits(64):016x}"  # not a secret
         state = scope.setdefault("state", {})
         state.update(request_id=request_id, caller=caller.name, reason="")
         status = 0
+        unread = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
-        async def send_with_id(message: Message) -> None:
+        async def receive_on() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = message.get("more_body", False)
+            return message
+
+        async def send_on(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                header = (b"x-request-id", request_id.encode())
-                message["headers"] = [*message.get("headers", ()), header]
+                added = [(b"x-request-id", request_id.encode())]
+                if (unread or status == BUG[0]) and scope["http_version"] < "2":
+                    added.append((b"connection", b"close"))
+                message["headers"] = [*message.get("headers", ()), *added]
+            elif unread and not message.get("more_body"):
+                await send({**message, "more_body": True})
+                await throw_away(receive)
+                message = {"type": message["type"]}
             await send(message)
 
+        # Every GET has its HEAD (RFC 9110, section 9.1): the server leaves the body out.
+        inner = {**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope
+        self.under_way[caller.name] += 1
         try:
-            await (rejection or self.app)(scope, receive, send_with_id)
+            if not (hasattr(scope["app"].state, "started") or scope["app"].dependency_overrides):
+                raise RuntimeError(NOT_STARTED)
+            if caller is UNKNOWN and rejection and rejection.status_code == 401:
+                await asyncio.sleep(GUESS_TIME)
+            await (rejection or self.app)(inner, receive_on, send_on)
+        except ClientDisconnect:
+            state["reason"] = "the client has left"
         except Exception as error:
             state["reason"] = type(error).__name__
-            if not status:
-                await answer(*BUG)(scope, receive, send_with_id)
+            if not status and scope["type"] == "http":
+                await answer(*BUG)(scope, receive_on, send_on)
             raise  # uvicorn logs the traceback
         finally:
+            self.under_way[caller.name] -= 1
             method, reason = scope.get("method", "WebSocket"), state["reason"]
-            bad = reason or status >= 500
-            level = logging.WARNING if bad else logging.INFO
-            if bad or method not in SAFE:
+            bad = reason or status >= 500 or status == 429
+            if bad or method not in SAFE or caller is UNKNOWN:
                 logger.log(
-                    logging.ERROR if status == BUG[0] else level,
+                    logging.ERROR if status == BUG[0] else logging.WARNING if bad else logging.INFO,
                     "%s %s %s by %s, request %s%s",
                     *(method, quote(scope["path"][:200]), status, caller.name, request_id),
                     f": {reason}" if reason else "",
+                    extra={"kind": (bad or status >= 400) and (status, caller.name, reason)},
                 )
 
 

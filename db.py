@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     read_database_url: SecretStr = SecretStr("")
     # As many as SQLAlchemy opens by itself, 5 and 10 more under load; here they stay open.
     pool_size: int = Field(default=15, ge=2, le=1000)
+    requests_per_caller: int = Field(default=20, ge=1)
     api_tokens: SecretStr = SecretStr("")
     api_read_tokens: SecretStr = SecretStr("")
 
@@ -44,6 +45,7 @@ def get_settings() -> Settings:
 
 def open_backend(url: str, replica: str = "", size: int = 15) -> Backend:
     """Return the database that a URL names. Nothing is connected yet. Raises SettingsError."""
+    url, replica = url.strip(), replica.strip()
     scheme = url.partition(":")[0].partition("+")[0]
     if replica and scheme not in SQL[1:]:
         raise SettingsError(
@@ -57,7 +59,7 @@ def open_backend(url: str, replica: str = "", size: int = 15) -> Backend:
             from store_mongo import MongoUserStore
 
             return MongoUserStore(url, size)
-        if scheme in ("redis", "rediss"):
+        if scheme in ("redis", "rediss", "unix"):
             from store_redis import RedisUserStore
 
             return RedisUserStore(url, size)
@@ -68,7 +70,7 @@ def open_backend(url: str, replica: str = "", size: int = 15) -> Backend:
         ) from None
     raise SettingsError(
         "DATABASE_URL: it must begin with sqlite:///, postgresql://, mysql://, mariadb://,"
-        " mongodb://, mongodb+srv://, redis:// or rediss:// (an example: sqlite:///roster.db)."
+        " mongodb://, mongodb+srv://, redis://, rediss:// or unix:// (an example: sqlite:///roster.db)."
     )
 
 

@@ -5,6 +5,7 @@ client got wrong (409, 422), a list that says which and why. None contains a dri
 what the client sent.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -56,25 +57,18 @@ class FieldProblems(BaseModel):
     detail: list[FieldProblem]
 
 
-def answer(status: int, detail: str | list[FieldProblem]) -> JSONResponse:
-    """Return the response for an error."""
-    content: Any = detail
-    if not isinstance(detail, str):
-        content = [problem.model_dump() for problem in detail]
-    return JSONResponse({"detail": content}, status, {"Retry-After": "1"} if status == 503 else {})
+def answer(status: int, detail: str | list[dict[str, Any]]) -> JSONResponse:
+    later = {"Retry-After": "1"} if status in (429, 503) else {}
+    return JSONResponse({"detail": detail}, status, later)
 
 
-async def on_not_found(_: Request, error: NotFound) -> Response:
-    return answer(404, str(error))
+def saying(status: int, detail: str = "") -> Callable[[Request, Exception], Any]:
+    """Return a handler that answers with a detail, or with the text of the exception."""
 
+    async def handle(_: Request, error: Exception) -> Response:
+        return answer(status, detail or str(error))
 
-async def on_no_row(_: Request, __: NoResultFound) -> Response:
-    """Answer 404: the row that ``session.get_one`` asks for isn't there."""
-    return answer(404, "There is nothing with this id.")
-
-
-async def on_stale_version(_: Request, error: StaleVersion) -> Response:
-    return answer(412, str(error))
+    return handle
 
 
 async def on_invalid_request(_: Request, error: RequestValidationError) -> Response:
@@ -90,7 +84,7 @@ async def on_invalid_request(_: Request, error: RequestValidationError) -> Respo
         if found["type"] == "json_invalid":
             message += f": {found['ctx']['error']}"
         loc = [readable(part) for part in found["loc"]]
-        problems.append(FieldProblem(type=found["type"], loc=loc, msg=message))
+        problems.append({"type": found["type"], "loc": loc, "msg": message})
     return answer(422, problems)
 
 
@@ -102,14 +96,15 @@ async def on_http_exception(request: Request, error: HTTPException) -> Response:
     if error.status_code == 405:
         routes = iter_route_contexts(request.app.routes)  # included routers' too
         found = [route for route in routes if route.matches(request.scope)[0] != Match.NONE]
-        methods = {m for route in found for m in route.methods or ()}
-        methods = methods or {"GET", "HEAD"}  # the page's
+        methods = {m for route in found for m in route.methods or ()} or {"GET"}  # the page's
+        if "GET" in methods:
+            methods.add("HEAD")
         error.headers = {"Allow": ", ".join(sorted(methods))}
     return await http_exception_handler(request, error)
 
 
 async def on_conflict(_: Request, error: Conflict) -> Response:
-    problems = [FieldProblem(type="conflict", loc=[*loc], msg=msg) for loc, msg in error.problems]
+    problems = [{"type": "conflict", "loc": loc, "msg": msg} for loc, msg in error.problems]
     return answer(409, problems)
 
 
@@ -118,26 +113,28 @@ async def on_fault(request: Request, error: Fault) -> Response:
     request.state.reason = str(error)
     status, detail = FAULTS[error.kind]
     if status in (409, 422):
-        return answer(status, [FieldProblem(type="database", loc=["body"], msg=detail)])
+        return answer(status, [{"type": "database", "loc": ["body"], "msg": detail}])
     return answer(status, detail)
 
 
 async def on_session_error(request: Request, error: SQLAlchemyError) -> Response:
-    """Answer for a handler's own use of a session. What is no fault is a bug, with a traceback."""
-    if fault := sql_fault(error):
-        return await on_fault(request, fault)
-    raise error
+    """Answer for a handler's own use of a session. What is no fault is a bug, with a traceback.
+
+    So is a value that the database cannot store, if the client has not sent any.
+    """
+    fault = sql_fault(error)
+    sent = request.path_params or request.query_params or request.scope.get("method") != "GET"
+    if not fault or (fault.kind is Kind.BAD_VALUE and not sent):
+        raise error
+    return await on_fault(request, fault)
 
 
 def describe(**texts: str) -> dict[int | str, dict[str, Any]]:
     """Return the entries of statuses (``_404="..."``) for the OpenAPI document."""
-    statuses = {int(name[1:]): text for name, text in texts.items()}
+    lists = {"_409": FieldProblems, "_422": FieldProblems}
     return {
-        status: {
-            "description": text,
-            "model": FieldProblems if status in (409, 422) else Problem,
-        }
-        for status, text in statuses.items()
+        int(name[1:]): {"description": text, "model": lists.get(name, Problem)}
+        for name, text in texts.items()
     }
 
 
@@ -147,6 +144,7 @@ UNREACHABLE = describe(
 )
 READ = LIVE | UNREACHABLE
 READ |= describe(_401="A token is needed, or this one is not known.", _422="A field is wrong.")
+READ |= describe(_429="Too many requests of this token are under way. Nothing was done.")
 WRITE = READ | describe(_507="The database is full.")
 SEND = WRITE | describe(_408="The body did not arrive in time.", _413="The body is over 1 MiB.")
 NOT_FOUND = describe(_404="Nothing has this id.")
@@ -155,9 +153,9 @@ TAKEN = describe(_409="A value is taken, refers to nothing, or is still referred
 STALE = describe(_412="The version is another than `If-Match` names. Nothing was changed.")
 
 HANDLERS: dict[type[Exception], Any] = {
-    NotFound: on_not_found,
-    NoResultFound: on_no_row,
-    StaleVersion: on_stale_version,
+    NotFound: saying(404),
+    NoResultFound: saying(404, "There is nothing with this id."),  # session.get_one raises it
+    StaleVersion: saying(412),
     HTTPException: on_http_exception,
     RequestValidationError: on_invalid_request,
     Conflict: on_conflict,

@@ -5,6 +5,7 @@ https://fastapi.tiangolo.com/advanced/events/ explains what a lifespan is.
 
 import asyncio
 import gc
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -33,7 +34,9 @@ REASONS = {
         # PostgreSQL and MariaDB say the same of a connection that isn't encrypted, if it has to be.
         "28000 1045": "does not accept this user name with this password, or not without TLS",
         "3D000 1049 NOSUCHDB": "has no database of this name",
-        "42501 1044 1142 13 8000 NOPERM": "does not give this user access to the database",
+        "42501": "does not give this user access to the database, or does not let it make tables,"
+        " for which PostgreSQL wants GRANT CREATE ON SCHEMA public",
+        "1044 1142 13 8000 NOPERM": "does not give this user access to the database",
         "ConfigurationError": "has a name that is not known, or is older than PyMongo supports",
         "SSLCertVerificationError": "has a TLS certificate that is not for this host, has expired,"
         " or whose issuer is unknown",
@@ -123,6 +126,16 @@ async def keep_trying(backend: Backend) -> None:
                 logger.warning(said)
 
 
+async def watch_descriptors() -> None:
+    """Log when none is left: uvloop then closes new connections without a word."""
+    while True:
+        await asyncio.sleep(1)
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+        except OSError as error:
+            logger.error("No file descriptor is left (%s): raise LimitNOFILE.", error.strerror)
+
+
 def telemetry() -> TelemetryConfig:
     """Return whether FastAPI feeds OpenTelemetry: if a variable of its own, ``OTEL_...``, is set.
 
@@ -133,14 +146,17 @@ def telemetry() -> TelemetryConfig:
 
 
 @asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Start the database of the settings; stop it at the end.
 
     While the database is unreachable, the app serves all the same (503, except for ``/livez``),
     and starts the database as soon as it answers. If it refuses, or a setting is wrong, the app
     ends with one line.
     """
-    trying = None
+    if not logger.hasHandlers():  # another server than uvicorn
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)
+    tasks = []
     try:
         get_callers()
         backend = get_backend()
@@ -150,12 +166,14 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
             if not failure.wait:
                 raise
             logger.warning("%s Roster keeps trying.", failure)
-            trying = asyncio.create_task(keep_trying(backend))
+            tasks.append(asyncio.create_task(keep_trying(backend)))
     except (SettingsError, StartError) as error:
         sys.tracebacklimit = 0  # uvicorn prints a traceback; this leaves its last line
         # A connection that breaks while PyMongo closes it has nothing to add.
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
         raise SystemExit(str(error)) from None
+    tasks.append(asyncio.create_task(watch_descriptors()))
+    app.state.started = True
     # What exists now stays: the garbage collector need not look through it again and again, each
     # time for as long as some twenty requests take; nor look for more after 700 new objects, which
     # is as many as a page of users has.
@@ -165,10 +183,10 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        if trying:
-            trying.cancel()
+        for task in tasks:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await trying
+                await task
         # A hung server never completes the close handshake.
         with suppress(TimeoutError):
             async with asyncio.timeout(1):

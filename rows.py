@@ -202,8 +202,7 @@ def changed_row(model: type[SQLModel], fields: dict[str, Any]) -> dict[str, Any]
     """Return the values that change with these, the version apart: ``fields``, keys, times."""
     row = Values(fields | follow(model, fields))
     for column in columns_of(model):
-        made: Any = column.onupdate
-        if made is not None and made.is_callable:
+        if (made := cast(Any, column.onupdate)) is not None and made.is_callable:
             row[column.name] = made.arg(row)
     return row
 
@@ -221,8 +220,9 @@ def partial(model: type[Model]) -> type[Model]:
 
 
 def fields_of(model: type[SQLModel]) -> list[str]:
-    """Return the names of a model's fields, the id first."""
-    return sorted(model.model_fields, key=lambda name: name != "id")
+    """Return the names of a model's fields: the id, those that are required, the others."""
+    fields = model.model_fields
+    return sorted(fields, key=lambda name: (name != "id", not fields[name].is_required()))
 
 
 def unvalidated(model: type[Model]) -> Callable[..., Model]:

@@ -250,7 +250,10 @@ class RedisUserStore:
         self.redis = Redis(connection_pool=make_pool(self.url, size))
         self.slots, self.dear = asyncio.Semaphore(size), asyncio.Semaphore(max(2, size // 5))
         kind = "Redis Sentinel" if self.url.drivername.endswith("+sentinel") else "Redis"
-        self.place = f"{kind} at {' or '.join(hosts(self.url))}, database {self.url.database or 0}"
+        where, number = " or ".join(hosts(self.url)), self.url.database or 0
+        if self.url.drivername == "unix":
+            where, number = f"/{number}", str(self.url.query.get("db", 0))
+        self.place = f"{kind} at {where}, database {number}"
 
     def codes(self, error: Exception) -> list[str]:
         return redis_codes(error)
@@ -509,10 +512,14 @@ def to_user(texts: Sequence[str | None]) -> UserRead:
 
 def make_pool(url: URL, size: int) -> ConnectionPool:
     """Return the pool of a URL. Nothing is connected yet. Raises SettingsError."""
-    if not (url.host or "host" in url.query) or not (url.database or "0").isdecimal():
+    named = bool(url.database)
+    if url.drivername != "unix":
+        number = (url.database or "0").isdecimal() and "db" not in url.query
+        named = number and bool(url.host or "host" in url.query)
+    if not named:
         raise SettingsError(
-            "DATABASE_URL: it must name a host, and a database only by its number:"
-            " redis://user:password@host:6379/0"
+            "DATABASE_URL: it must name a host, and a database once, by its number:"
+            " redis://user:password@host:6379/0 or unix:///path/redis.sock?db=0"
         )
     options: dict[str, Any] = {
         "decode_responses": True,

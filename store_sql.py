@@ -45,7 +45,7 @@ KINDS = by_code(
         Kind.CONFLICT: "23505 23503 1062 1451 1452"
         " SQLITE_CONSTRAINT_UNIQUE SQLITE_CONSTRAINT_PRIMARYKEY SQLITE_CONSTRAINT_FOREIGNKEY",
         Kind.BAD_VALUE: "22 23502 23514 1048 1264 1366 1406 SQLITE_CONSTRAINT"
-        " OverflowError UnicodeEncodeError DataError ValueError",
+        " OverflowError UnicodeEncodeError DataError ValueError TypeError",
         # 1305: no such savepoint; a deadlock has undone the transaction and its savepoints.
         Kind.BUSY: "40001 40P01 55P03 1020 1205 1213 1305 SQLITE_BUSY SQLITE_LOCKED StaleDataError",
         # 1180: a commit without the majority of a Galera cluster. 42P01 and 1146, 42703 and 1054:

@@ -1,21 +1,17 @@
 """SQL for SQLModel and asyncio: SQLite, PostgreSQL, MySQL and MariaDB, made fast and safe.
 
-This is the package's only door, and nothing behind it knows which tables an app has. To an app,
-a ``Database`` gives sessions that are SQLModel's own ``AsyncSession``. What it promises, each
-promise with its tests in ``tests/engine``:
+The only door of the package, which knows nothing of an app's tables. Tested in ``tests/engine``:
 
 - A session costs next to nothing until it is used, commits when its block ends without an error,
   and raises when it is used later, or when it is for reading and has something to write.
-- ``fetch`` and ``insert_row`` leave out SQLAlchemy's steps between a statement and its driver. If
-  the session is in a transaction, or isn't ours, they go through it.
-- Connections are handed out in the order of asking, at most ``size`` of them (SQLite: six). A
-  caller waits at most five seconds for one.
+- What SQLAlchemy's sessions offer works in a session for reading, too: streams, savepoints.
+- ``fetch`` and ``insert_row`` leave out SQLAlchemy's steps between a statement and its driver,
+  unless the session is in a transaction, or isn't ours.
+- Connections go out in the order of asking, at most ``size``, after at most five seconds.
 - Whatever a driver raises leaves here as an ``SQLAlchemyError``; ``codes`` says which error it is.
-- SQLite never blocks the event loop: ``engine/sqlite.py`` lists what that takes.
+- SQLite never blocks the event loop: ``README.md`` lists what that takes.
 - Only the driver of the database in use is imported.
 - An empty database gets its tables at start. One with other tables is left alone.
-
-``README.md`` has what each trick costs and gives.
 """
 
 from engine.database import Database, NotSQL, Session, fetch, insert_row, place_of
@@ -26,23 +22,6 @@ from engine.tables import WrongTables, get_last_id, revisions_in, set_last_id
 from engine.types import UTCMillis
 from engine.url import SettingsError, check_certificates, hosts, parse_url
 
-__all__ = [
-    "WAIT_MAX",
-    "Database",
-    "NotSQL",
-    "Rows",
-    "Session",
-    "SettingsError",
-    "UTCMillis",
-    "WrongTables",
-    "check_certificates",
-    "codes",
-    "fetch",
-    "get_last_id",
-    "hosts",
-    "insert_row",
-    "parse_url",
-    "place_of",
-    "revisions_in",
-    "set_last_id",
-]
+__all__ = ["WAIT_MAX", "Database", "NotSQL", "Rows", "Session", "SettingsError", "UTCMillis"]
+__all__ += ["WrongTables", "check_certificates", "codes", "fetch", "get_last_id", "hosts"]
+__all__ += ["insert_row", "parse_url", "place_of", "revisions_in", "set_last_id"]

@@ -3,32 +3,23 @@
 import asyncio
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, NoReturn, cast
 
 from sqlalchemy import Executable, Insert, MetaData, event
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession as AnySession
+from sqlmodel import Session as SyncSession
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine.direct import Rows, Server, read_by_sqlalchemy
-from engine.errors import (
-    DEMOTED,
-    codes,
-    leave_demoted_server,
-    leave_rejected_statement,
-    wrap_the_rest,
-)
+from engine.direct import Rows, Server, execute
+from engine.errors import DEMOTED, codes, watch
 from engine.pool import WAIT_MAX
 from engine.tables import make_tables
 from engine.url import SettingsError, hosts, parse_url
 
-# What the scheme of a URL stands for: a module of this package, and the name of the product.
-SERVERS = {
-    "sqlite": ("sqlite", "SQLite"),
-    **dict.fromkeys(("postgresql", "postgres"), ("postgresql", "PostgreSQL")),
-    **dict.fromkeys(("mysql", "mariadb"), ("mysql", "MySQL")),
-}
+# The products that the schemes of URLs stand for. Each has a module of this package.
+SERVERS = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "postgres": "PostgreSQL"}
+SERVERS |= {"mysql": "MySQL", "mariadb": "MySQL"}
 # Without overflow connections, which would be opened and closed all the time under load.
 POOL: dict[str, Any] = {"max_overflow": 0, "pool_timeout": WAIT_MAX, "hide_parameters": True}
 # "It exists already", or is being made: another process that started just now was faster.
@@ -43,34 +34,29 @@ class NotSQL(Exception):
 class Database:
     """An SQL database: two pools of connections, and sessions that use them.
 
-    ``url`` and ``replica`` are URLs as SQLAlchemy and libpq write them; the replica, if there is
-    one, answers what only reads. ``size`` is the most connections to a server (SQLite: always six).
-    Nothing is connected before it is needed. Raises SettingsError.
+    ``replica`` is the URL of a server that answers what only reads. ``size`` is the most
+    connections (SQLite: always six); none is opened before it is needed. Raises SettingsError.
     """
 
     def __init__(self, url: str, replica: str = "", size: int = 15) -> None:
         self.url = parse_url("DATABASE_URL", url)
         self.replica = parse_url("READ_DATABASE_URL", replica) if replica else None
-        module, self.product = SERVERS[self.url.get_backend_name()]
-        wrong = ""
-        if self.replica and SERVERS[self.replica.get_backend_name()][0] != module:
-            wrong = "READ_DATABASE_URL: it must name a replica of DATABASE_URL's server."
-        elif module != "sqlite" and not self.url.database:
-            wrong = "DATABASE_URL: it must name a database, as in postgresql://host:5432/name"
+        self.product = SERVERS[self.url.get_backend_name()]
+        if self.replica and SERVERS[self.replica.get_backend_name()] != self.product:
+            raise SettingsError(f"READ_DATABASE_URL: it must name a replica, on {self.product}.")
+        if self.product != "SQLite" and not self.url.database:
+            example = "postgresql://host:5432/name"
+            raise SettingsError(f"DATABASE_URL: it must name a database, as in {example}")
         try:
-            server: Server = import_module(f"engine.{module}").connect(
-                self.url, self.replica or self.url, size, **POOL
-            )
+            connect = import_module(f"engine.{self.product.lower()}").connect
+            server: Server = connect(self.url, self.replica or self.url, size, **POOL)
         except (ArgumentError, TypeError, ValueError) as error:
-            wrong = f"DATABASE_URL: an option after its ? is wrong ({type(error).__name__})."
-        if wrong:
-            raise SettingsError(wrong)
-        self.writer, self.reader, self.read, self.insert = server
+            reason = f"an option after its ? is wrong ({type(error).__name__})."
+            raise SettingsError(f"DATABASE_URL: {reason}") from None
+        self.writer, self.reader, self.read_directly, self.insert_directly = server
         self.dear = asyncio.Semaphore(max(2, cast(Any, self.reader.pool).size() // 3))
-        event.listen(self.writer.sync_engine, "handle_error", leave_demoted_server)
-        for engine in (self.writer, self.reader):
-            event.listen(engine.sync_engine, "handle_error", leave_rejected_statement)
-            event.listen(engine.sync_engine, "handle_error", wrap_the_rest, retval=True)
+        watch(self.writer, writes=True)
+        watch(self.reader, writes=False)
 
     @property
     def place(self) -> str:
@@ -83,14 +69,20 @@ class Database:
         return f"{self.product} at {where}, database {self.url.database}"
 
     def session(self, read_only: bool = False) -> "Session":
-        """Return a session for a block: ``async with database.session() as session``."""
         return Session(self, read_only)
 
-    async def start(self, metadata: MetaData, migrations: Path) -> None:
-        """Make the tables if there are none. Raises WrongTables.
+    async def read(self, statement: Executable, values: dict[str, Any]) -> Rows:
+        """Run a statement that reads, and return its rows."""
+        return await execute(self.reader.sync_engine, self.read_directly, statement, values)
 
-        ``migrations`` is Alembic's folder.
-        """
+    async def insert(self, statement: Insert, row: dict[str, Any]) -> Any:
+        """Insert a row and commit; return its primary key, of one column."""
+        engine = self.writer.sync_engine
+        [key] = await execute(engine, self.insert_directly, statement, row)
+        return key[0]
+
+    async def start(self, metadata: MetaData, migrations: Path) -> None:
+        """Make the tables if there are none. Raises WrongTables."""
         for more_tries in reversed(range(20)):
             try:
                 async with self.writer.begin() as connection:
@@ -102,21 +94,29 @@ class Database:
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
-        """Close the connections."""
         await self.reader.dispose()
         await self.writer.dispose()
+
+
+class ReadingSession(SyncSession):
+    """SQLAlchemy's half of a session for reading."""
+
+
+@event.listens_for(ReadingSession, "before_flush")
+def refuse_to_write(*_: Any) -> NoReturn:
+    raise InvalidRequestError(
+        "This session is for reading (GET, HEAD), and there is something to write. "
+        "Write in a POST, PUT, PATCH or DELETE, or in a session of open_session()."
+    )
 
 
 class Session(AsyncSession):
     """A session of a ``Database``: made when it is used, committed when its block ends well.
 
-    An exception rolls it back. A session that reads uses connections that cannot write, and its
-    block raises InvalidRequestError if there is something to write. So does every use of a session
-    whose block has ended. Without a database, every use raises NotSQL.
+    A session that reads uses connections that cannot write, and raises InvalidRequestError if there
+    is something to write. So does every use of a session whose block has ended.
     """
 
-    database: Database | None
-    read_only: bool
     ended = False
 
     def __init__(self, database: Database | None, read_only: bool = False) -> None:
@@ -132,51 +132,39 @@ class Session(AsyncSession):
                 "This session has ended with its request. Use a session of your own: "
                 "async with open_session() as session"
             )
-        if "sync_session" in self.__dict__ or name.startswith("__"):
+        if self.used or name.startswith("__"):
             raise AttributeError(name)
         engine = self.database.reader if self.read_only else self.database.writer
-        super().__init__(engine, expire_on_commit=False)
-        if self.read_only:
-            event.listen(self.sync_session, "before_flush", refuse_to_write)
+        half = ReadingSession if self.read_only else SyncSession
+        super().__init__(engine, sync_session_class=half, expire_on_commit=False)
         return getattr(self, name)
+
+    @property
+    def used(self) -> bool:
+        """Whether it has SQLAlchemy's half."""
+        return "sync_session" in self.__dict__
 
     @property
     def idle(self) -> Database | None:
         """The database, if the session could be used and no transaction has begun."""
-        began = "sync_session" in self.__dict__ and self.sync_session.in_transaction()
+        began = self.used and self.sync_session.in_transaction()
         return None if began or self.ended else self.database
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, _: Any, error: BaseException | None, __: Any) -> None:
         try:
-            if "sync_session" not in self.__dict__:
-                return
-            if error is None and not self.read_only:
+            if self.used and self.read_only:
+                changed = self.new or self.deleted or any(map(self.is_modified, self.dirty))
+                refused = isinstance(error, DBAPIError) and READ_ONLY & {*codes(error)}
+                if refused or (changed and not error):
+                    refuse_to_write()
+            elif self.used and not error:
                 await self.commit()
-            elif error is None and (
-                self.new or self.deleted or any(map(self.sync_session.is_modified, self.dirty))
-            ):
-                refuse_to_write()
-            elif self.read_only and isinstance(error, DBAPIError) and READ_ONLY & {*codes(error)}:
-                refuse_to_write(error)
         finally:
-            if "sync_session" in self.__dict__:
+            self.ended = True
+            if self.used:
                 # SQLAlchemy's own way closes in another task: more work, and others wait for it.
                 await self.close()
                 del self.sync_session, self._proxied
-            self.ended = True
-
-
-def refuse_to_write(*cause: Any) -> None:
-    """Raise InvalidRequestError."""
-    raise InvalidRequestError(
-        "This session is for reading (GET, HEAD), and there is something to write. "
-        "Write in a POST, PUT, PATCH or DELETE, or in a session of open_session()."
-    ) from next((error for error in cause if isinstance(error, Exception)), None)
 
 
 def place_of(session: AnySession) -> str:
@@ -201,22 +189,22 @@ async def fetch(
     if dear and isinstance(session, Session) and session.database:
         async with session.database.dear:
             return await fetch(session, statement, values, primary)
+    values = values or {}
     if isinstance(session, Session) and session.read_only and (database := session.idle):
         if primary and database.replica:
-            return await read_by_sqlalchemy(database.writer.sync_engine, statement, values or {})
-        return await database.read(statement, values or {})
+            return await execute(database.writer.sync_engine, None, statement, values)
+        return await database.read(statement, values)
     await session.flush()
-    return (await (await session.connection()).execute(statement, values or {})).all()
+    return (await (await session.connection()).execute(statement, values)).all()
 
 
 async def insert_row(session: AnySession, statement: Insert, row: dict[str, Any]) -> Any:
-    """Insert a row and commit; return its primary key, of one column.
+    """Insert a row and commit; return its primary key, of one column. Raises IntegrityError.
 
-    It is fast in an idle session, with a statement that is built once. Raises IntegrityError.
+    It is fast in an idle session, with a statement that is built once.
     """
     if isinstance(session, Session) and not session.read_only and (database := session.idle):
         return await database.insert(statement, row)
-    connection = await session.connection()
-    key: Any = (await connection.execute(statement, row)).inserted_primary_key
+    result: Any = await (await session.connection()).execute(statement, row)
     await session.commit()
-    return key[0]
+    return result.inserted_primary_key[0]

@@ -1,10 +1,10 @@
-"""Statements as a driver takes them, compiled once.
+"""Statements as a driver takes them, compiled once: SQLAlchemy's text and conversions of values.
 
-SQLAlchemy writes the text of a statement and converts its values. Left out are its own steps from
-one to the other, which take several times as long as a small statement. What is unusual goes
+Its own steps between them take several times as long as a small statement. What is unusual goes
 SQLAlchemy's way: a statement that is finished for each run, a connection that must be opened.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
@@ -14,38 +14,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
-from engine.pool import InOrderPool
+from engine.errors import DEMOTED, REJECTED, codes, wrapped
+from engine.pool import InOrderPool, is_closed
 
 Rows = Sequence[Sequence[Any]]
-# A statement that reads is a transaction by itself: there is nothing to begin and to end.
-AUTOCOMMIT = {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
-
-
-class Server(NamedTuple):
-    """Engines for changes and for reads, and one statement of each kind without a session."""
-
-    writer: AsyncEngine
-    reader: AsyncEngine  # its connections cannot change anything
-    read: Callable[[Executable, dict[str, Any]], Awaitable[Rows]]
-    insert: Callable[[Insert, dict[str, Any]], Awaitable[Any]]
-
-
-def connect_to_server(
-    make_engine: Callable[..., AsyncEngine], url: URL, replica: URL, size: int, **options: Any
-) -> Server:
-    """Return a server's two pools; two fifths of the connections are for changes."""
-    options |= {"poolclass": InOrderPool, "pool_recycle": 1800}
-    changes = round(size * 2 / 5) or 1  # an app changes less than it reads
-    writer = make_engine(url, reading=False, pool_size=changes, **options)
-    reads = options | AUTOCOMMIT | {"pool_size": size - changes}
-    reader = make_engine(replica, reading=True, **reads)
-    read = partial(read_by_sqlalchemy, reader.sync_engine)
-    return Server(writer, reader, read, partial(insert_by_sqlalchemy, writer.sync_engine))
 
 
 class Compiled(NamedTuple):
-    """A statement as a driver takes it."""
-
     sql: str
     names: Sequence[str]  # of its parameters, in their order
     constants: dict[str, Any]  # the values of those that the statement brings
@@ -53,16 +28,13 @@ class Compiled(NamedTuple):
     result: dict[int, Callable[[Any], Any]]  # column to value, by the column's position
 
     def parameters(self, values: dict[str, Any]) -> list[Any]:
-        """Return the values in their order."""
-        if self.constants:
-            values = self.constants | values
+        values = self.constants | values
         return [
             convert(values[name]) if convert else values[name]
             for name, convert in zip(self.names, self.bind, strict=False)
         ]
 
     def rows(self, rows: Rows) -> Rows:
-        """Return rows from the driver with their values converted."""
         if not (self.result and rows):
             return rows
         columns: list[Any] = [*zip(*rows, strict=True)]
@@ -83,20 +55,17 @@ def compiled(
     if found.post_compile_params or found.literal_execute_params:  # a list, for example
         return None
     if isinstance(statement, Insert):
+        # The database has to number the row, and Python makes no default.
         table: Any = statement.table
         number = table.autoincrement_column
         numbered = number is not None and number.key not in (columns or ())
         if not numbered or len(table.primary_key) > 1 or found.insert_prefetch:
-            return None  # the last: a default that Python makes
+            return None
     names = found.positiontup or []
+    types = [column.type.dialect_impl(dialect) for column in found._result_columns]
+    bind = [found.binds[name].type.dialect_impl(dialect).bind_processor(dialect) for name in names]
     try:
-        bind = [
-            found.binds[name].type.dialect_impl(dialect).bind_processor(dialect) for name in names
-        ]
-        result = [
-            column.type.dialect_impl(dialect).result_processor(dialect, None)
-            for column in found._result_columns  # selected_columns leaves text() out
-        ]
+        result = [each.result_processor(dialect, None) for each in types]
     except TypeError:  # a type that asks for the database's name of it
         return None
     constants = {name: found.params[name] for name in names if not found.binds[name].required}
@@ -104,31 +73,90 @@ def compiled(
     return Compiled(found.string, names, constants, bind, converted)
 
 
-async def read_by_sqlalchemy(engine: Engine, statement: Executable, values: dict[str, Any]) -> Rows:
-    """Run a statement that reads, and return its rows.
+# A statement as a transaction by itself: returns rows, for an INSERT that of the new primary key.
+# None: SQLAlchemy has to run it.
+Direct = Callable[[Compiled, dict[str, Any]], Awaitable[Rows | None]]
+# The engines for changes and for reads, and the direct ways of a read and of an INSERT.
+Server = tuple[AsyncEngine, AsyncEngine, Direct | None, Direct | None]
+# A statement on a driver's connection, with its parameters.
+Send = Callable[[Any, str, list[Any]], Awaitable[Rows]]
 
-    SQLAlchemy's asyncio methods each start a greenlet; here one is enough for all of them.
-    """
 
-    def run() -> Rows:
+async def execute(
+    engine: Engine, direct: Direct | None, statement: Executable, values: dict[str, Any]
+) -> Rows:
+    """Run a statement as a transaction by itself; return its rows, or an INSERT's primary key."""
+    inserts = isinstance(statement, Insert)
+    columns = tuple(values) if inserts else None
+    if direct and (found := compiled(statement, engine.dialect, columns)):
+        rows = await direct(found, values)
+        if rows is not None:
+            return found.rows(rows)
+
+    def work() -> Rows:
         with engine.connect() as connection:
-            return [tuple(row) for row in connection.execute(statement, values)]
+            result: Any = connection.execute(statement, values)
+            if not inserts:
+                return result.all()  # type: ignore[no-any-return]
+            connection.commit()
+            return [result.inserted_primary_key]
 
+    # SQLAlchemy's asyncio methods each start a greenlet; here one is enough for all of them.
     try:
-        return await greenlet_spawn(run)
+        return await greenlet_spawn(work)
     except DBAPIError as error:
         # The server closed the connection before it answered. Reading twice is harmless.
-        if not error.connection_invalidated:
+        if inserts or not error.connection_invalidated:
             raise
-        return await greenlet_spawn(run)
+        return await greenlet_spawn(work)
 
 
-async def insert_by_sqlalchemy(engine: Engine, statement: Insert, row: dict[str, Any]) -> Any:
-    """Insert a row and commit; return its primary key, of one column."""
+def connect_to_server(
+    make_engine: Callable[..., AsyncEngine],
+    url: URL,
+    replica: URL,
+    size: int,
+    send: Send | None,
+    **options: Any,
+) -> Server:
+    """Return a server's two pools; two fifths of the connections are for changes."""
+    options |= {"poolclass": InOrderPool, "pool_recycle": 1800}
+    changes = round(size * 2 / 5) or 1  # an app changes less than it reads
+    writer = make_engine(url, reading=False, pool_size=changes, **options)
+    reader = make_engine(replica, reading=True, pool_size=size - changes, **options)
+    read = partial(run, reader.sync_engine, send, True) if send else None
+    insert = partial(run, writer.sync_engine, send, False) if send else None
+    return writer, reader, read, insert
 
-    def run() -> Any:
-        with engine.begin() as connection:
-            return connection.execute(statement, row).inserted_primary_key
 
-    [key] = await greenlet_spawn(run)
-    return key
+async def run(
+    engine: Engine, send: Send, reads: bool, found: Compiled, values: dict[str, Any]
+) -> Rows | None:
+    """Run a statement on a borrowed connection: a ``Direct``, whose errors are SQLAlchemy's.
+
+    None: SQLAlchemy has to open the connection, or nothing was done.
+    """
+    parameters = found.parameters(values)
+    pool = cast(InOrderPool, engine.pool)
+    entry = await pool.borrow()
+    if entry is None:
+        return None
+    try:
+        return await send(entry.driver_connection, found.sql, parameters)
+    except BaseException as raised:
+        adapter: Any = entry.dbapi_connection
+        error = wrapped(raised, engine.dialect, adapter)
+        gone = is_closed(entry) or getattr(error, "connection_invalidated", False)
+        said = {*codes(error)}
+        answered = isinstance(getattr(error, "orig", None), engine.dialect.loaded_dbapi.Error)
+        if isinstance(raised, asyncio.CancelledError):
+            await greenlet_spawn(adapter.terminate)  # and let the server stop
+        elif not answered or REJECTED in said:
+            adapter.terminate()
+        if (gone and isinstance(raised, Exception)) if reads else DEMOTED & said:
+            return None
+        if error is raised:
+            raise
+        raise error from raised
+    finally:
+        pool.give_back(entry)

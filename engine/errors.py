@@ -1,9 +1,10 @@
 """What drivers raise: its codes, and the form in which all of it leaves this package."""
 
-from collections.abc import Iterator
+from typing import Any
 
-from sqlalchemy import Dialect, ExceptionContext
+from sqlalchemy import Dialect, ExceptionContext, event
 from sqlalchemy.exc import DBAPIError, OperationalError, StatementError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 # Causes that say more than the code of the error that they led to.
 SPECIFIC = (
@@ -13,20 +14,12 @@ SPECIFIC = (
 )
 # How uvloop and asyncmy, as a RuntimeError, report a connection that the server has just closed.
 CLOSED = ("the handler is closed", "Transport does not expose socket")
+# A value that asyncpg rejected when the statement was prepared. Outside a transaction, the
+# connection would hold the statement's locks until it is used again. PostgreSQL is more precise.
+REJECTED = "22000"
 # "This server takes no changes now", of PostgreSQL and MySQL; the last two are those of a Galera
 # node that has lost the majority of its cluster.
-REJECTED = "22000"  # by asyncpg; PostgreSQL itself is more precise
 DEMOTED = {"25006", "1290", "1792", "1836", "1047", "1180"}
-
-
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield what the driver raised, and what led to it."""
-    found: BaseException | None = error
-    if isinstance(error, StatementError) and error.orig:
-        found = error.orig
-    while isinstance(found, Exception):  # a CancelledError led to a TimeoutError, and says less
-        yield found
-        found = found.__cause__
 
 
 def codes(error: BaseException) -> list[str]:
@@ -37,7 +30,8 @@ def codes(error: BaseException) -> list[str]:
     """
     found: list[str] = []
     names: list[str] = []
-    for cause in causes(error):
+    cause: BaseException | None = (isinstance(error, StatementError) and error.orig) or error
+    while isinstance(cause, Exception):  # a CancelledError led to a TimeoutError, and says less
         if name := getattr(cause, "sqlite_errorname", None):
             found += [name, "_".join(name.split("_")[:2])]
         # MySQL's number says more than its SQLSTATE, which asyncmy has too.
@@ -45,44 +39,40 @@ def codes(error: BaseException) -> list[str]:
             found.append(str(cause.args[0]))
         elif state := getattr(cause, "sqlstate", None):
             found += [state, state[:2]]
+        elif "query arguments" in str(cause):  # too many: asyncpg has no code for it
+            found += [REJECTED, REJECTED[:2]]
         names[:0] = [kind.__name__ for kind in type(cause).__mro__]
-    specific = [name for name in names if name in SPECIFIC]
+        cause = cause.__cause__
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         found.append("disconnected")
-    return [*specific, *found, *names]
+    return [*(name for name in names if name in SPECIFIC), *found, *names]
 
 
-def wrapped(error: Exception, dialect: Dialect) -> Exception:
-    """Return what leaves this package for what a driver raises."""
+def wrapped(error: BaseException, dialect: Dialect, connection: Any = None) -> BaseException:
+    """Return what leaves this package for what a driver raises; ``connection`` is SQLAlchemy's."""
+    if connection:
+        try:
+            connection._handle_exception(error)
+        except BaseException as found:  # noqa: BLE001 (raising is how it returns its own form)
+            error = found
     if isinstance(error, dialect.loaded_dbapi.Error):
         return DBAPIError.instance(None, None, error, dialect.loaded_dbapi.Error, dialect=dialect)
     closed = isinstance(error, RuntimeError) and any(words in str(error) for words in CLOSED)
-    if closed or isinstance(error, (OSError, OverflowError, UnicodeError)):
+    if closed or isinstance(error, (OSError, OverflowError, ValueError)):
         return OperationalError(None, None, error, connection_invalidated=closed)
     return error
 
 
-def wrap_the_rest(context: ExceptionContext) -> Exception | None:
-    """Wrap exceptions that SQLAlchemy passes on as they are: they are not classes of the driver's.
+def watch(engine: AsyncEngine, writes: bool) -> None:
+    """Wrap what SQLAlchemy passes on as it is, and close connections that are of no use."""
 
-    https://docs.sqlalchemy.org/en/21/core/events.html#sqlalchemy.events.DialectEvents.handle_error
-    """
-    if context.sqlalchemy_exception or not isinstance(context.original_exception, Exception):
-        return None
-    error = wrapped(context.original_exception, context.dialect)
-    return None if error is context.original_exception else error
-
-
-def leave_demoted_server(context: ExceptionContext) -> None:
-    """Close all connections to a server that takes no changes now: another one may take them."""
-    if DEMOTED & {*codes(context.sqlalchemy_exception or context.original_exception)}:
-        context.is_disconnect = True
-
-
-def leave_rejected_statement(context: ExceptionContext) -> None:
-    """Close a connection whose statement was prepared when asyncpg rejected a value.
-
-    Outside a transaction, it would hold the statement's locks until it is used again.
-    """
-    if REJECTED in codes(context.sqlalchemy_exception or context.original_exception):
-        context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
+    @event.listens_for(engine.sync_engine, "handle_error", retval=True)
+    def on_error(context: ExceptionContext) -> BaseException | None:
+        found = {*codes(context.sqlalchemy_exception or context.original_exception)}
+        if writes and DEMOTED & found:  # close all: another server may take changes
+            context.is_disconnect = True
+        if REJECTED in found:
+            context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
+        error = wrapped(context.original_exception, context.dialect)
+        passed_on = context.sqlalchemy_exception or error is context.original_exception
+        return None if passed_on else error

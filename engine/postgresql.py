@@ -1,40 +1,32 @@
 """PostgreSQL on asyncpg."""
 
-import asyncio
 from typing import Any, cast
 
 import asyncpg
-from sqlalchemy import URL, Engine, Executable, Insert, event
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.util import greenlet_spawn
 
-from engine import direct
-from engine.direct import Compiled, Rows, Server, compiled
-from engine.errors import REJECTED, wrapped
-from engine.pool import InOrderPool
+from engine.direct import Rows, Server, connect_to_server
 from engine.url import hosts
 
-# Whatever asyncpg raises; a RuntimeError comes from uvloop.
-RAISED = (
-    *(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
-    *(OSError, RuntimeError),
-)
+NOT_PREPARED = ("prepared_statement_cache_size", "0")  # as behind PgBouncer
 
 
 def connect(url: URL, replica: URL, size: int, **options: Any) -> Server:
     several = {"target_session_attrs": "primary", **url.query}
     primary = url.set(query=several) if len(hosts(url)) > 1 else url
     replica = primary if replica is url else replica
-    server = direct.connect_to_server(make_engine, primary, replica, size, **options)
-    if behind_pgbouncer(url) or behind_pgbouncer(replica):
-        return server
-    plain = Direct(server.writer.sync_engine, server.reader.sync_engine)
-    return server._replace(read=plain.read, insert=plain.insert)
+    # Without a transaction, PgBouncer may send the parts of a statement to several connections.
+    pgbouncer = NOT_PREPARED in (*url.query.items(), *replica.query.items())
+    direct = None if pgbouncer else send
+    return connect_to_server(make_engine, primary, replica, size, direct, **options)
 
 
 def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
     server = {"statement_timeout": "5000", "lock_timeout": "3000"}
+    if name := url.query.get("application_name"):
+        server["application_name"] = str(name)
+        url = url.difference_update_query(["application_name"])
     if reading:
         server["default_transaction_read_only"] = "on"
         # With these two words of libpq's, asyncpg would take every server for a standby.
@@ -52,27 +44,13 @@ def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
     if tls:
         url = url.difference_update_query(tls)
         connect_args["dsn"] = URL.create("postgresql", query=tls).render_as_string()
-    if behind_pgbouncer(url):
+    if NOT_PREPARED in url.query.items():
         # Each transaction may have another connection to the server, where a statement that was
         # prepared before isn't known: asyncpg then sends its text and its values together.
         connect_args["statement_cache_size"] = 0
     connect_args["async_creator_fn"] = connect_to_one
-    engine = create_async_engine(
-        url.set(drivername="postgresql+asyncpg"), connect_args=connect_args, **options
-    )
-
-    @event.listens_for(engine.sync_engine, "checkout")
-    def on_checkout(_: Any, record: Any, __: object) -> None:
-        # asyncpg notices a closed connection by itself; asking would cost a round trip.
-        if record.driver_connection.is_closed():
-            raise DisconnectionError
-
-    return engine
-
-
-def behind_pgbouncer(url: URL) -> bool:
-    """Return whether a URL says that the server keeps no prepared statements."""
-    return url.query.get("prepared_statement_cache_size") == "0"
+    url = url.set(drivername="postgresql+asyncpg")
+    return create_async_engine(url, connect_args=connect_args, **options)
 
 
 async def connect_to_one(**options: Any) -> Any:
@@ -97,67 +75,6 @@ async def connect_to_one(**options: Any) -> Any:
         raise asyncpg.InterfaceError(type(error).__name__) from error
 
 
-class Direct:
-    """One statement without SQLAlchemy's steps: a transaction by itself."""
-
-    def __init__(self, writer: Engine, reader: Engine) -> None:
-        self.writer = writer.execution_options(isolation_level="AUTOCOMMIT")
-        self.reader = reader
-
-    async def read(self, statement: Executable, values: dict[str, Any]) -> Rows:
-        """Run a statement that reads, and return its rows."""
-        if found := compiled(statement, self.reader.dialect):
-            rows = await run(self.reader, found, values, reads=True)
-            if rows is not None:
-                return found.rows(rows)
-        return await direct.read_by_sqlalchemy(self.reader, statement, values)
-
-    async def insert(self, statement: Insert, row: dict[str, Any]) -> Any:
-        """Insert a row; return its id."""
-        if found := compiled(statement, self.writer.dialect, tuple(row)):
-            rows = await run(self.writer, found, row, reads=False)
-            if rows is not None:
-                return rows[0][0]
-        return await direct.insert_by_sqlalchemy(self.writer, statement, row)
-
-
-async def run(engine: Engine, found: Compiled, values: dict[str, Any], reads: bool) -> Rows | None:
-    """Run a statement on a connection of its own. None: SQLAlchemy has to do it.
-
-    Either it has to open the connection, or nothing was done and a retry is harmless. Raises
-    SQLAlchemy's errors.
-    """
-    parameters = found.parameters(values)
-    pool = cast(InOrderPool, engine.pool)
-    entry = await pool.borrow()
-    if entry is None:
-        return None
-    connection: Any = entry.driver_connection
-    adapter: Any = entry.dbapi_connection
-    try:
-        rows: Rows = await connection.fetch(found.sql, *parameters)
-        return rows
-    except asyncio.CancelledError:
-        await greenlet_spawn(entry.invalidate)  # the server stops, too
-        raise
-    except RAISED as error:
-        if isinstance(error, TimeoutError):
-            connection.terminate()  # a hung server never completes the close handshake
-        elif reads and connection.is_closed():  # reading twice is harmless
-            return None
-        elif isinstance(error, asyncpg.ReadOnlySQLTransactionError) and not reads:
-            return None  # SQLAlchemy's way leaves this server
-        elif getattr(error, "sqlstate", None) == REJECTED:  # see engine.errors
-            await greenlet_spawn(entry.invalidate)
-        raise wrapped_by(adapter, error, engine) from error
-    finally:
-        pool.give_back(entry)
-
-
-def wrapped_by(adapter: Any, error: Exception, engine: Engine) -> Exception:
-    """Return an exception of asyncpg's as SQLAlchemy raises it."""
-    try:
-        adapter._handle_exception(error)
-    except Exception as found:  # noqa: BLE001 (raising is how the adapter returns it)
-        error = found
-    return wrapped(error, engine.dialect)
+async def send(connection: Any, sql: str, parameters: list[Any]) -> Rows:
+    rows: Rows = await connection.fetch(sql, *parameters)
+    return rows

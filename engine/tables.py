@@ -41,32 +41,38 @@ def revisions_in(migrations: Path) -> list[str]:
     return sorted(path.name.partition("_")[0] for path in files)
 
 
-def unfinished(revision: str) -> str:
-    """Return the stamp of tables that are being made: MySQL and MariaDB commit each one alone."""
-    return f"{revision} unfinished"
-
-
 def make_tables(connection: Connection, metadata: MetaData, migrations: Path) -> None:
     """Make the tables if there are none. Raises WrongTables if there are others than expected.
 
     Of several processes that do so at once, all but one get an error from the database, and start
     again.
     """
+    encoding = connection.dialect.name == "postgresql" and connection.scalar(
+        sql("SHOW server_encoding")
+    )
+    if encoding not in (False, "UTF8"):
+        raise WrongTables(f"has the encoding {encoding}: create it with ENCODING 'UTF8'")
     revisions = revisions_in(migrations)
     if not revisions:
         raise WrongTables(f"cannot be compared: {migrations.name}/versions has no migration")
     newest = revisions[-1]
+    # MySQL and MariaDB commit each table alone.
+    unfinished = f"{newest} unfinished"
     inspector = inspect(connection)
     # The process that makes the tables stamps first, so ask for the tables before the stamp.
     made = any(inspector.has_table(name) for name in metadata.tables)
     stamped = inspect(connection).has_table(STAMP.name)
     found = set(connection.scalars(select(STAMP.c.version_num))) if stamped else set()
-    if (not made and found <= {newest}) or unfinished(newest) in found:
-        stamp(connection, unfinished(newest))
+    if (not made and found <= {newest}) or unfinished in found:
+        stamp(connection, unfinished)
         metadata.create_all(connection)
         stamp(connection, newest)
         return
     there = found or {revisions[0]}  # release 0.1.0 made its tables without a stamp
+    for name, table in metadata.tables.items() if not found else ():
+        columns = inspector.get_columns(name) if inspector.has_table(name) else []
+        if {column["name"] for column in columns} - {*table.columns.keys()}:
+            raise WrongTables(f"has a table {name} of another program: name another database")
     if not there.issubset(revisions):
         which = ", ".join(sorted(there))
         raise WrongTables(f"has tables of revision {which}, of a newer release: start that one")
@@ -87,7 +93,6 @@ def make_tables(connection: Connection, metadata: MetaData, migrations: Path) ->
 
 
 def stamp(connection: Connection, revision: str) -> None:
-    """Store the revision that the tables have."""
     STAMP.create(connection, checkfirst=True)
     connection.execute(delete(STAMP))
     connection.execute(insert(STAMP), {"version_num": revision})

@@ -9,6 +9,14 @@ from sqlalchemy.exc import ArgumentError
 
 # What drivers call the option for the certificates of those that vouch for a server.
 AUTHORITIES = ("sslrootcert", "ssl_ca", "tlsCAFile", "ssl_ca_certs")
+# Options of providers' URLs that mean nothing here, or something that has another name.
+REPLACED = {
+    **dict.fromkeys(("connect_timeout", "channel_binding=prefer", "channel_binding=disable"), ""),
+    **dict.fromkeys(("ssl-mode=DISABLED", "ssl-mode=PREFERRED"), ""),
+    "ssl-mode=REQUIRED": "ssl_check_hostname=false",
+}
+# Those that drivers do not take. Other names may be a part of a password.
+NOT_TAKEN = {"channel_binding", "gssencmode", "options", "pgbouncer", "sslaccept", "ssl-mode"}
 HAVE_SEVERAL_HOSTS = ("postgresql", "postgres", "+asyncpg", "+sentinel")
 
 
@@ -17,10 +25,7 @@ class SettingsError(Exception):
 
 
 def check_certificates(setting: str, value: str) -> None:
-    """Raise SettingsError if a URL names a file of certificates that is none, or not there.
-
-    To the drivers it would be as if the server were unreachable.
-    """
+    """Raise SettingsError if a URL's certificates are none: drivers say "unreachable" then."""
     for option, file in parse_qsl(value.partition("?")[2]):
         if option in AUTHORITIES:
             try:
@@ -33,29 +38,32 @@ def check_certificates(setting: str, value: str) -> None:
 def parse_url(setting: str, value: str) -> URL:
     """Return the parts of the URL in a setting. Raises SettingsError."""
     check_certificates(setting, value)
-    wrong = ""
     try:
         url = make_url(hosts_as_options(value))
     except (ArgumentError, ValueError):
         example = "postgresql://user:password@host:5432/name"
         raise SettingsError(f"{setting}: not a URL; an example: {example}") from None
-    several = len(hosts(url)) > 1
+    for name, it in url.query.items():
+        for option in REPLACED.keys() & {name, f"{name}={it}"}:
+            url = url.difference_update_query([name]).update_query_string(REPLACED[option])
+    several, wrong = len(hosts(url)) > 1, ""
     if url.host and "@" in f"{url.host}{url.database}":
         wrong = "write an @ in the user name or the password as %40, a / as %2F."
     elif several and not url.drivername.endswith(HAVE_SEVERAL_HOSTS):
         wrong = "several hosts: only of PostgreSQL, MongoDB or Redis Sentinel."
     elif several and not all(host.rpartition(":")[2].isdecimal() for host in hosts(url)):
         wrong = "of several hosts, each needs its port: host1:5432,host2:5432"
+    elif unknown := NOT_TAKEN & {*url.query}:
+        wrong = f"the driver has no option {min(unknown)}, or not with this value."
+    elif url.drivername == "sqlite" and url.query:
+        wrong = "SQLite takes no options after a ?"
     if wrong:
         raise SettingsError(f"{setting}: {wrong}")
     return url
 
 
 def hosts_as_options(text: str) -> str:
-    """Return a URL that SQLAlchemy takes: libpq's ``//h1:1,h2:2/x`` becomes options.
-
-    https://docs.sqlalchemy.org/en/21/dialects/postgresql.html#asyncpg-multihost
-    """
+    """Return a URL that SQLAlchemy takes: libpq's ``//h1:1,h2:2/x`` becomes options."""
     scheme, _, rest = text.partition("://")
     authority, _, path = rest.partition("/")
     user, at, several = authority.rpartition("@")
@@ -68,5 +76,6 @@ def hosts_as_options(text: str) -> str:
 
 def hosts(url: URL) -> Sequence[str]:
     """Return the hosts of a URL, each with its port."""
-    one = f"{url.host or 'its usual host'}:{url.port or 'its usual port'}"
-    return url.normalized_query.get("host", [one])
+    host = f"[{url.host}]" if ":" in (url.host or "") else url.host or "its usual host"
+    socket = url.normalized_query.get("unix_socket")
+    return url.normalized_query.get("host", socket or [f"{host}:{url.port or 'its usual port'}"])

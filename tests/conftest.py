@@ -7,6 +7,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,9 +27,13 @@ ROOT = Path(__file__).parent.parent
 # For clients of the app, which speaks no TLS: else each reads the machine's certificates first.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
-# What a developer has set for an app of their own is not what is tested.
+# What a developer has set for an app of their own, in the environment or in .env, is not what is
+# tested: no test can reach that database. Keep this in a project of your own.
 for setting in Settings.model_fields:
     os.environ.pop(setting.upper(), None)
+Settings.model_config["env_file"] = None
+throwaway = tempfile.TemporaryDirectory(prefix="roster-")
+os.environ["DATABASE_URL"] = f"sqlite:///{throwaway.name}/roster.db"
 
 # make faults sets it; make test runs only what is quick, with fewer rounds, on fewer databases.
 FULL = "FAULTS" in os.environ
@@ -211,7 +216,8 @@ def serve(
     """Run the app with uvicorn in a folder of its own; yield it once it serves."""
     port = free_port()
     log = folder / "uvicorn.log"
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    env.pop("DATABASE_URL", None)
     if database_url:
         env["DATABASE_URL"] = database_url
     command = [sys.executable, "-W", "error", "-m", "uvicorn", app, f"--port={port}"]

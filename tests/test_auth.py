@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -199,7 +200,11 @@ def test_local_mode_refuses_a_foreign_host(local: Server, host: str) -> None:
     "header",
     [
         *("X-Forwarded-For", "X-Forwarded-Host", "x-forwarded-proto", "X-Forwarded-User"),
-        *("Forwarded", "Via", "X-Real-IP"),
+        *("Forwarded", "Via", "X-Real-IP", "X-Original-URL", "X-Envoy-External-Address"),
+        *("CF-Connecting-IP", "CF-Ray", "True-Client-IP", "X-Client-IP", "X-Cluster-Client-IP"),
+        *("Fastly-Client-IP", "Fly-Client-IP", "X-Azure-ClientIP", "X-Azure-SocketIP", "CDN-Loop"),
+        *("X-Remote-IP", "X-Remote-Addr", "X-Originating-IP", "X-AppEngine-User-IP", "Client-IP"),
+        *("WL-Proxy-Client-IP", "Proxy-Client-IP", "X-Source-IP", "X-Forwarded", "Forwarded-For"),
     ],
 )
 def test_local_mode_refuses_what_came_through_a_proxy(local: Server, header: str) -> None:
@@ -328,16 +333,19 @@ def test_tokens_open_the_app_to_other_addresses(guarded: Server, from_elsewhere:
         {"Origin": "http://example.com/localhost:8000"},
     ],
 )
-def test_other_sites_pages_change_nothing(
+def test_other_sites_pages_change_nothing_and_read_nothing_of_this_machines(
     guarded: Server, local: Server, headers: dict[str, str]
 ) -> None:
     headers = {**headers, **bearer(WRITE), "Host": "localhost:8000"}
     for server in (guarded, local):
-        for request in WRITING:
+        for request in WRITING | (READING if server is local else set()):
             response = ask(server, request, headers)
             assert response.status_code == 403
             assert "another site" in response.json()["detail"]
-        assert ask(server, "GET /users/", headers).status_code == 200
+        for request in OPEN:  # a link to the page leads there
+            assert ask(server, request, headers).status_code == 200
+    # A token is not sent along with a link, an image or a form.
+    assert ask(guarded, "GET /users/", headers).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -363,9 +371,9 @@ def test_path_under_which_a_proxy_serves_the_app_does_not_count() -> None:
         raise AssertionError
 
     access = auth.Access(nothing, lambda: {b"": auth.LOCAL})
-    scope = {"type": "http", "method": "GET", "root_path": "/roster", "headers": []}
-    assert access.check({**scope, "path": "/roster/livez"})[1] is None
-    assert access.check({**scope, "path": "/roster/users/"})[1] is not None
+    scope = {"type": "http", "method": "GET", "root_path": "/roster"}
+    assert access.check({**scope, "path": "/roster/livez"}, {})[1] is None
+    assert access.check({**scope, "path": "/roster/users/"}, {})[1] is not None
 
 
 def test_websocket_needs_a_token_that_writes_and_an_own_page() -> None:
@@ -373,11 +381,56 @@ def test_websocket_needs_a_token_that_writes_and_an_own_page() -> None:
         raise AssertionError
 
     scope: dict[str, Any] = {"type": "websocket", "path": "/livez", "client": ("127.0.0.1", 1)}
-    host = (b"host", b"localhost")
-    foreign = [host, (b"origin", b"http://example.com")]
-    assert auth.Access(nothing, lambda: {b"": auth.LOCAL}).check({**scope, "headers": [host]})[1]
-    assert auth.Access(nothing, dict).check({**scope, "headers": foreign})[1]
-    assert auth.Access(nothing, dict).check({**scope, "headers": [host]})[1] is None
+    own = {b"host": b"localhost"}
+    foreign = {**own, b"origin": b"http://example.com"}
+    assert auth.Access(nothing, lambda: {b"": auth.LOCAL}).check(scope, own)[1]
+    assert auth.Access(nothing, dict).check(scope, foreign)[1]
+    assert auth.Access(nothing, dict).check(scope, own)[1] is None
+
+
+# Fairness
+
+
+def test_caller_with_too_many_requests_under_way_is_429_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import asyncio\nfrom app import app\n\n"
+        "@app.get('/slow')\nasync def slow() -> None:\n    await asyncio.sleep(3)\n"
+    )
+    monkeypatch.setenv("API_TOKENS", f"ada:{WRITE}")
+    monkeypatch.setenv("API_READ_TOKENS", f"bob:{READ}")
+    monkeypatch.setenv("REQUESTS_PER_CALLER", "3")
+    with (
+        serve(f"sqlite:///{tmp_path}/a.db", tmp_path, app="slow:app") as server,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        slow = [pool.submit(ask, server, "GET /slow", bearer(READ), timeout=30) for _ in range(4)]
+        wait_until(lambda: any(part.done() for part in slow))
+        assert ask(server, "GET /users/", bearer(WRITE)).status_code == 200
+        assert ask(server, "GET /readyz").status_code == 200
+        statuses = [part.result() for part in slow]
+        assert sorted(part.status_code for part in statuses) == [200, 200, 200, 429]
+        (refused,) = (part for part in statuses if part.status_code == 429)
+        assert refused.headers["retry-after"] == "1"
+        assert list(refused.json()) == ["detail"]
+        assert ask(server, "GET /users/", bearer(READ)).status_code == 200  # they count no more
+
+
+def test_wrong_tokens_are_slowed_down_counted_and_delay_no_other(guarded: Server) -> None:
+    time.sleep(1.05)  # of each kind, two lines a second are printed
+    before = len(guarded.printed())
+    with ThreadPoolExecutor(30) as pool:
+        wrong = [pool.submit(ask, guarded, "GET /users/", bearer("x" * 24)) for _ in range(60)]
+        assert ask(guarded, "GET /users/", bearer(READ)).status_code == 200
+        for response in (part.result() for part in wrong):
+            assert response.status_code in (401, 429)
+            took = response.elapsed.total_seconds()
+            assert response.status_code == 429 or took >= auth.GUESS_TIME
+    time.sleep(1.05)
+    ask(guarded, "GET /users/", bearer("x" * 24))
+    wait_until(lambda: "were left out" in guarded.printed()[before:])
+    assert " 401 by unknown, " in guarded.printed()[before:]
 
 
 # The log
@@ -404,17 +457,18 @@ def test_every_answer_has_a_request_id_of_its_own(guarded: Server, local: Server
 def lines_of(server: Server, response: httpx.Response) -> list[str]:
     """Return the lines of the log that have an answer's request id; one comes after the answer.
 
-    Without a line, that of a later request shows that there will be none.
+    Without a line, that of a later request shows that there will be none. Of its kind, two lines a
+    second are printed.
     """
-    later = request_id(ask(server, "DELETE /later"))
-    wait_until(lambda: later in server.printed())
+    wait_until(lambda: request_id(ask(server, "DELETE /later")) in server.printed())
     return [line for line in server.printed().splitlines() if request_id(response) in line]
 
 
 @pytest.mark.parametrize(
-    ("token", "status", "who"), [(WRITE, 422, "ada"), (READ, 403, "bob"), ("x", 401, "nobody")]
+    ("token", "status", "who"), [(WRITE, 422, "ada"), (READ, 403, "bob"), ("x", 401, "unknown")]
 )
 def test_log_says_who_wrote_what(guarded: Server, token: str, status: int, who: str) -> None:
+    time.sleep(1.05)  # of each kind, two lines a second are printed
     for method, path in (("PATCH", "/users/0"), ("DELETE", "/users/%0aINFO:%20%0d%1b%ff%00x")):
         response = ask(guarded, f"{method} {path}", bearer(token))
         assert response.status_code == status
@@ -441,7 +495,7 @@ def test_no_token_is_in_the_log_or_in_an_answer(guarded: Server) -> None:
                 response = ask(guarded, request, bearer(token), json=json_)
                 assert token not in f"{response.headers} {response.text}"
     printed = guarded.printed()
-    assert " 401 by nobody, " in printed
+    assert " 401 by unknown, " in printed
     assert "Traceback" not in printed
     for token in (WRITE, READ):
         assert token not in printed
@@ -509,6 +563,7 @@ LONG = "x" * 24
         (f"ada:{LONG},", "", "API_TOKENS: entry 2 must be name:token"),
         (f"local:{LONG}", "", "API_TOKENS: entry 1 has a name or a token that is taken"),
         (f"nobody:{LONG}", "", "API_TOKENS: entry 1 has a name or a token that is taken"),
+        (f"unknown:{LONG}", "", "API_TOKENS: entry 1 has a name or a token that is taken"),
         (f"ada:{LONG},ada:{LONG}2", "", "API_TOKENS: entry 2 has a name or a token that is"),
         (f"ada:{LONG},bob:{LONG}", "", "API_TOKENS: entry 2 has a name or a token that is"),
         (f"ada:{LONG}", f"bob:{LONG}", "API_READ_TOKENS: entry 1 has a name or a token that"),

@@ -241,13 +241,56 @@ def test_read_answers_the_etag_of_the_version(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize(
     ("if_none_match", "status"),
-    [('"1"', 304), ('W/"1"', 304), ('"7", "1"', 304), ("*", 304), ('"2"', 200), ('"11"', 200)],
+    [
+        *[(tags, 304) for tags in ('"1"', 'W/"1"', '"7", "1"', '"7",W/"1"', '"a,b","1"', "*")],
+        *[(tags, 200) for tags in ('"2"', '"11"', '"x"1"', "1", '"7", *', '"7,"1",8"')],
+    ],
 )
 def test_read_with_if_none_match(client: httpx.Client, if_none_match: str, status: int) -> None:
     user = add(client)
-    response = client.get(f"/users/{user['id']}", headers={"If-None-Match": if_none_match})
-    assert (response.status_code, response.headers["etag"]) == (status, '"1"')
-    assert (response.content == b"") is (status == 304)
+    path = f"/users/{user['id']}"
+    whole = [("If-None-Match", if_none_match)]
+    lines = [("If-None-Match", '"0"'), *whole] if if_none_match != "*" else whole
+    for headers in (whole, lines):
+        response = client.get(path, headers=headers)
+        assert (response.status_code, response.headers["etag"]) == (status, '"1"')
+        assert (response.content == b"") is (status == 304)
+        assert client.head(path, headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/users/1", "/users/", "/users/export", "/livez", "/readyz", "/", "/roster.js", "/docs"],
+)
+def test_head_answers_as_get_without_a_body(client: httpx.Client, path: str) -> None:
+    add(client)
+    path = path.replace("1", str(client.get("/users/").json()["items"][0]["id"]))
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-type", "content-length", "etag", "cache-control"):
+        assert head.headers.get(name) == get.headers.get(name)
+    assert client.head("/users/9999999").status_code == 404
+    assert client.head("/users/0").status_code == 422
+    assert client.put("/users/").headers["allow"] == "GET, HEAD, POST"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=1&limit=1",
+        "name=a&name=b",
+        "email=a@b.de&limit=1&email=",
+        "sort=id&sort=id",
+        "total=1&total=",
+    ],
+)
+def test_parameter_that_is_given_twice_is_422(client: httpx.Client, query: str) -> None:
+    response = client.get(f"/users/?{query}")
+    assert response.status_code == 422
+    assert fields(response) == [["query", query.partition("=")[0]]]
+    again = "format=csv&format=jsonl"
+    assert client.get(f"/users/export?{again}").status_code == 422
+    assert client.post("/users/bulk?on_conflict=skip&on_conflict=fail", json=[]).status_code == 422
 
 
 def test_read_of_nobody_answers_404(client: httpx.Client) -> None:
@@ -482,6 +525,24 @@ def test_update_with_if_match(client: httpx.Client, if_match: str, fits: bool) -
         assert client.get(f"/users/{user['id']}").json() == user
 
 
+def test_if_match_in_several_lines(client: httpx.Client) -> None:
+    path = f"/users/{add(client)['id']}"
+    lines = [("If-Match", '"3"'), ("If-Match", 'W/"1"'), ("If-Match", '"2", "1"')]
+    assert client.patch(path, json={"name": "Eve"}, headers=lines[:2]).status_code == 412
+    assert client.patch(path, json={"name": "Eve"}, headers=lines).status_code == 200
+
+
+@pytest.mark.parametrize("tag", ['W/"1"', "1", 'W/"1", W/"2"'])
+def test_weak_tag_in_if_match_is_not_said_to_be_old(client: httpx.Client, tag: str) -> None:
+    path = f"/users/{add(client)['id']}"
+    for response in (
+        client.patch(path, json={"name": "Eve"}, headers={"If-Match": tag}),
+        client.delete(path, headers={"If-Match": tag}),
+    ):
+        assert response.status_code == 412
+        assert 'not W/"3" or 3' in response.json()["detail"]
+
+
 @pytest.mark.parametrize(("if_match", "fits"), IF_MATCH)
 def test_delete_with_if_match(client: httpx.Client, if_match: str, fits: bool) -> None:
     user = add(client)
@@ -648,8 +709,8 @@ def test_errors_have_the_same_shape_on_every_path(
 
 
 def test_405_names_all_methods_of_the_path(client: httpx.Client) -> None:
-    assert client.put("/users/").headers["allow"] == "GET, POST"
-    assert client.put("/users/1").headers["allow"] == "DELETE, GET, PATCH"
+    assert client.put("/users/").headers["allow"] == "GET, HEAD, POST"
+    assert client.put("/users/1").headers["allow"] == "DELETE, GET, HEAD, PATCH"
     assert client.get("/users/bulk").headers["allow"] == "POST"
 
 
@@ -665,7 +726,7 @@ def test_openapi_document_describes_every_status(openapi: dict[str, Any]) -> Non
         for path, operations in openapi["paths"].items()
         for method, operation in operations.items()
     }
-    reading = {"401", "403", "422", "503"}
+    reading = {"401", "403", "422", "429", "503"}
     writing = reading | {"507"}
     sending = writing | {"408", "413"}
     assert described == {

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import csv
 import io
 import os
 import re
@@ -15,9 +16,11 @@ import tempfile
 from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import ROOT, full
+from conftest import ROOT, full, quick_on
+from databases import BACKENDS, Database
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
@@ -116,11 +119,12 @@ from app import app
 
 async def main():
     transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+    started = app.router.lifespan_context(app)
+    async with started, httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         await http.post("/users/", json={"name": "Ada", "email": "ada@example.com"})
         await http.post("/projects/", json={"title": "Apollo", "owner_id": 1})
         assert (await http.post("/tasks/", json={"title": "Call", "project_id": 1})).is_success
-        assert (await http.put("/tasks/")).headers["Allow"] == "GET, POST"
+        assert (await http.put("/tasks/")).headers["Allow"] == "GET, HEAD, POST"
         assert (await http.delete("/users/1")).status_code == 409
 
 asyncio.run(main())
@@ -160,6 +164,88 @@ def test_recipe_for_a_table_works(copy: Path) -> None:
     run(f"python cli.py copy {url} {new}")
     with closing(sqlite3.connect(copy / "new.db")) as connection:
         assert connection.execute("SELECT title, project_id FROM tasks").fetchall() == [("Call", 1)]
+
+
+OLD_USER = """
+import asyncio
+from db import get_backend
+from lifespan import open_store, start
+from models import UserCreate
+
+async def main():
+    await start(get_backend())
+    async with open_store(get_backend()) as store:
+        await store.add(UserCreate(name="Ada", email="ada@example.com"))
+    await get_backend().stop()
+
+asyncio.run(main())
+"""
+NEW_FIELD = """
+import asyncio, httpx
+from app import app, lifespan
+
+async def main():
+    transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+    async with lifespan(app), httpx.AsyncClient(
+        transport=transport, base_url="http://localhost"
+    ) as http:
+        [old] = (await http.get("/users/")).json()["items"]
+        assert old["phone"] is None
+        path = f"/users/{old['id']}"
+        assert (await http.get(path)).json() == old
+        changed = (await http.patch(path, json={"phone": "1"})).json()
+        assert changed == {**old, "phone": "1", "version": 2, "updated_at": changed["updated_at"]}
+        assert (await http.patch(path, json={"name": "Ada L."})).json()["phone"] == "1"
+        bob = {"name": "Bob", "email": "bob@example.com", "phone": "2"}
+        assert (await http.post("/users/", json=bob)).json()["phone"] == "2"
+        many = [{"name": "Cy", "email": "cy@example.com", "phone": "3"}]
+        many.append({"name": "Di", "email": "di@example.com"})
+        stored = (await http.post("/users/bulk", json=many)).json()["items"]
+        assert [user["phone"] for user in stored] == ["3", None]
+        assert (await http.patch(f"/users/{stored[0]['id']}", json={"phone": None})).is_success
+        users = (await http.get("/users/?sort=name")).json()["items"]
+        assert [user["phone"] for user in users] == ["1", "2", None, None]
+        assert '"phone":"2"' in (await http.get("/users/export")).text
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("database", quick_on(BACKENDS, "sqlite", "redis"), indirect=True)
+def test_field_that_is_added_is_everywhere(
+    database: Database, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (DOCS / "change-a-field.md").read_text()
+    monkeypatch.setenv("PATH", f"{sys.prefix}/bin:{os.environ['PATH']}")
+
+    def run(*command: str, **options: Any) -> str:
+        result = subprocess.run(
+            command, cwd=copy, capture_output=True, text=True, timeout=300, **options
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return str(result.stdout)
+
+    other = f"sqlite:///{copy}/copied.db"
+    with database.new() as url:
+        monkeypatch.setenv("DATABASE_URL", url)
+        run(sys.executable, "-c", OLD_USER)
+        follow(page, copy)
+        if database.url.startswith(("sqlite", "postgresql", "mysql")):
+            for command in re.findall(r"^\$ (.*)$", page, re.MULTILINE):
+                run(*shlex.split(command))
+        run(sys.executable, "-W", "error", "-c", NEW_FIELD)
+        before = run("python", "cli.py", "export", "--format=csv")
+        run("python", "cli.py", "copy", url, other)
+        monkeypatch.setenv("DATABASE_URL", other)
+        assert run("python", "cli.py", "export", "--format=csv") == before
+    # What was exported, with its empty cells, can be imported.
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{copy}/imported.db")
+    assert "4 users stored" in run("python", "cli.py", "import", "-", input=before)
+    again = run("python", "cli.py", "export", "--format=csv")
+    for old, new in zip(
+        csv.reader(before.splitlines()), csv.reader(again.splitlines()), strict=True
+    ):
+        assert (old[1], old[2], old[-1]) == (new[1], new[2], new[-1])
 
 
 USE_A_SESSION = """

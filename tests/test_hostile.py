@@ -3,15 +3,17 @@
 import asyncio
 import json
 import socket
+import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from conftest import serve
+from conftest import NO_TLS, Server, serve
 from fastapi import FastAPI
 from test_contract import add
 
@@ -188,6 +190,169 @@ def test_body_that_does_not_come_is_408_and_no_outage(tmp_path: Path) -> None:
             answer = connection.recv(10_000)
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert "UNREACHABLE" not in server.printed()
+
+
+def send_all(server: Server, request: str, headers: dict[str, str], size: int) -> bytes:
+    """Send a request with a body of this size to its end, then read the response to its end."""
+    host, port = server.url.removeprefix("http://").split(":")
+    lines = [f"{request} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall("\r\n".join([*lines, f"Content-Length: {size}", "", ""]).encode())
+        for _ in range(size // 2**14):
+            connection.sendall(b" " * 2**14)
+        received = b""
+        while piece := connection.recv(2**16):
+            received += piece
+    return received
+
+
+OWN = {"Host": "localhost", "Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"), [(OWN, 413), ({**OWN, "Host": "x"}, 403), ({**OWN, "Via": "x"}, 403)]
+)
+def test_40_clients_that_send_2_mb_at_once_read_why_not(
+    tmp_path: Path, headers: dict[str, str], status: int
+) -> None:
+    with (
+        serve(f"sqlite:///{tmp_path}/a.db", tmp_path, app="app:app") as server,
+        ThreadPoolExecutor(40) as pool,
+    ):
+        work = [
+            pool.submit(send_all, server, f"POST {path}", headers, 2 * MIB)
+            for path in ("/users/", "/users/bulk") * 20
+        ]
+        for part in work:
+            head, _, body = part.result().partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 %d " % status)
+            assert b"connection: close" in head
+            assert list(json.loads(body)) == ["detail"]
+        assert "Traceback" not in server.printed()
+
+
+def test_rest_of_a_body_is_read_within_bounds(tmp_path: Path) -> None:
+    (tmp_path / "bounded.py").write_text(
+        "import limits\nlimits.REST_MAX, limits.REST_TIME = 2**18, 0.5\nfrom app import app\n"
+    )
+    with serve(f"sqlite:///{tmp_path}/a.db", tmp_path, app="bounded:app") as server:
+        with pytest.raises(ConnectionError):  # more bytes than that
+            send_all(server, "POST /users/", OWN, 50 * MIB)
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(b"POST /users/ HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+            received = b""
+            while piece := connection.recv(2**16):  # until the server closes
+                received += piece
+        assert received.startswith(b"HTTP/1.1 403 ")
+
+
+def test_clients_that_reset_print_no_traceback_and_few_lines(tmp_path: Path) -> None:
+    with serve(f"sqlite:///{tmp_path}/a.db", tmp_path, app="app:app") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        before = len(server.printed())
+        for part in (b"", b"{", b" " * 2**17) * 30:
+            connection = socket.create_connection((host, int(port)), timeout=5)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            head = b"POST /users/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            connection.sendall(head + b"Content-Length: 1000000\r\n\r\n" + part)
+            time.sleep(0.01)
+            connection.close()
+        time.sleep(0.5)
+        assert httpx.get(f"{server.url}/readyz").is_success
+        printed = server.printed()[before:]
+        assert "Traceback" not in printed
+        assert len(printed) < 5000, printed
+
+
+def memory(server: Server) -> int:
+    """Return the most memory that the app has used, in kilobytes."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+
+def send_without_end(server: Server, start: bytes, more: bytes) -> bytes:
+    """Send up to 100 MB, and return what the server answers, if it does."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        with suppress(ConnectionError):
+            connection.sendall(start)
+            for _ in range(100 * MIB // len(more)):
+                connection.sendall(more)
+        with suppress(ConnectionError):
+            return connection.recv(1000)
+    return b""
+
+
+ENDLESS = {
+    "URL": (b"GET /", b"x" * MIB),
+    "headers": (b"GET / HTTP/1.1\r\n", b"x: y\r\n" * 2**16),
+    "name": (b"GET / HTTP/1.1\r\n", b"x" * MIB),
+    "value": (b"GET / HTTP/1.1\r\nx: ", b"y" * MIB),
+    "trailers": (
+        b"POST /users/ HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+        b"x: y\r\n" * 2**16,
+    ),
+    "blank lines": (b"", b"\r\n" * 2**16),
+    "pipeline": (b"", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2**14),
+}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Yield the app on SQLite."""
+    folder = tmp_path_factory.mktemp("plain")
+    with serve(f"sqlite:///{folder}/a.db", folder, app="app:app") as server:
+        yield server
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_endless_request_takes_no_memory(plain: Server, kind: str) -> None:
+    before = memory(plain)
+    with ThreadPoolExecutor(30) as pool:
+        work = [pool.submit(send_without_end, plain, *ENDLESS[kind]) for _ in range(30)]
+        while not all(part.done() for part in work):
+            assert httpx.get(f"{plain.url}/livez", verify=NO_TLS, timeout=20).is_success
+    assert memory(plain) - before < 100_000
+    assert "Traceback" not in plain.printed()
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [("URL", 414), ("headers", 431), ("name", 431), ("value", 431)]
+)
+def test_request_that_is_too_large_is_answered(plain: Server, kind: str, status: int) -> None:
+    start, more = ENDLESS[kind]
+    host, port = plain.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(start)
+        for _ in range(20):
+            connection.sendall(more[: 2**14])
+            time.sleep(0.01)
+        head, _, body = connection.recv(1000).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert list(json.loads(body)) == ["detail"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: x\r\n\r\n", 400),
+        (b"GET http://x/livez HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET http://localhost/livez HTTP/1.1\r\n\r\n", 400),
+        (b"GET http://localhost/livez HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+        (b"GET http://localhost:80/livez HTTP/1.1\r\nHost: localhost:80\r\n\r\n", 200),
+        (b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+        (b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+        (b"CONNECT x:1 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+    ],
+)
+def test_request_names_one_host(plain: Server, request_: bytes, status: int) -> None:
+    host, port = plain.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(request_)
+        head, _, body = connection.recv(1000).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), head
+    assert status == 200 or list(json.loads(body)) == ["detail"]
 
 
 @pytest.mark.parametrize("stubborn", [False, True])

@@ -27,7 +27,7 @@ from test_start import only_line, relay, start_and_fail
 from engine import Database as SQLDatabase
 from engine import WrongTables, revisions_in
 from engine.tables import make_tables as make_tables_of
-from engine.tables import stamp, unfinished
+from engine.tables import stamp
 from fields import KEY_MAX
 from lifespan import MIGRATIONS
 
@@ -192,6 +192,18 @@ def test_migrations_make_the_tables_that_the_models_describe(database: Database)
         assert alembic(started, "check") == "No new upgrade operations detected.\n"
 
 
+@on_sql
+def test_table_of_another_program_is_not_taken_over(database: Database) -> None:
+    """Not by the start, nor by the first migration, whatever migrations come after it."""
+    with database.new() as url:
+        foreign = "CREATE TABLE users (id INTEGER PRIMARY KEY, name VARCHAR(9), email VARCHAR(9))"
+        within(url, lambda connection: connection.exec_driver_sql(foreign))
+        before = schema(url)
+        said = alembic(url, "upgrade", "head", fails=True)
+        assert "another program's: name another database" in said
+        assert schema(url) == before
+
+
 @pytest.mark.parametrize(
     ("database", "change"),
     [
@@ -270,7 +282,7 @@ def test_migration_that_was_interrupted_continues(database: Database) -> None:
 def test_start_that_was_killed_is_finished_by_the_next(database: Database) -> None:
     with database.new() as url:
         within(url, make_tables)
-        within(url, lambda connection: stamp(connection, unfinished(NEWEST)))
+        within(url, lambda connection: stamp(connection, f"{NEWEST} unfinished"))
         within(url, make_tables)
         assert revisions(url) == [NEWEST]
 

@@ -122,7 +122,10 @@ def test_without_the_override_the_database_of_the_settings_is_used(
 
     async def test(use: Callable[[httpx.AsyncClient], Awaitable[int]]) -> int:
         transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as http,
+        ):
             return await use(http)
 
     assert asyncio.run(test(ready)) == 503

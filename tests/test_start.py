@@ -2,7 +2,9 @@
 
 import os
 import re
+import resource
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -10,19 +12,33 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 from asyncmy.auth import sha2_rsa_encrypt
-from conftest import NO_TLS, ROOT, SLACK, full, quick_on, serve, wait_until
+from conftest import NO_TLS, ROOT, SLACK, full, quick_on, required, serve, wait_until
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from databases import BACKENDS, Database, free_port
+from databases import (
+    BACKENDS,
+    Database,
+    _ask_mysql,
+    _ask_postgresql,
+    _folder,
+    _mysql_server,
+    _postgresql_server,
+    free_port,
+    redis_server,
+)
+from sqlalchemy import URL
 from sqlalchemy.engine import make_url
 from test_contract import add, read_all
+
+from db import open_backend
 
 
 def start_and_fail(folder: Path, env: dict[str, str], *guard: str) -> str:
@@ -75,11 +91,19 @@ WRONG = [
     ("READ_DATABASE_URL", "sqlite:///hunter2.db", "READ_DATABASE_URL: only for PostgreSQL"),
     ("DATABASE_URL", "redis://a:b@hunter2@localhost/0", "write an @"),
     ("DATABASE_URL", "redis:///0", "must name a host"),
-    ("DATABASE_URL", "redis://localhost/hunter2", "a database only by its number"),
+    ("DATABASE_URL", "redis://localhost/hunter2", "a database once, by its number"),
     ("DATABASE_URL", "redis://localhost/0?socket_timeout=hunter2", "an option after its ?"),
     ("DATABASE_URL", "sqlite://a:hunter2@localhost/x.db", "SQLite needs a file"),
     ("DATABASE_URL", "sqlite:///x.db?timeout=hunter2", "DATABASE_URL: "),
-    ("DATABASE_URL", "sqlite:///file:x?mode=memory&uri=true", "SQLite needs a file"),
+    ("DATABASE_URL", "sqlite:///file:x?mode=memory&uri=true", "SQLite takes no options"),
+    ("DATABASE_URL", "sqlite:///x.db?hunter2=1", "SQLite takes no options"),
+    ("DATABASE_URL", "redis://localhost/0?db=4", "a database once, by its number"),
+    ("DATABASE_URL", "unix://?db=4", "a database once, by its number"),
+    ("DATABASE_URL", "unix:///no/such.sock?db=hunter2", "an option after its ?"),
+    ("DATABASE_URL", "postgresql://a:b@h/x?channel_binding=require", "option channel_binding"),
+    ("DATABASE_URL", "postgresql://a:b@h/x?pgbouncer=true", "no option pgbouncer"),
+    ("DATABASE_URL", "mysql://a:b@h/x?ssl-mode=VERIFY_CA", "no option ssl-mode"),
+    ("DATABASE_URL", "mysql://a:b@h/x?sslaccept=strict", "no option sslaccept"),
     ("DATABASE_URL", "sqlite://", "SQLite needs a file"),
     ("DATABASE_URL", "sqlite:///:memory:", "SQLite needs a file"),
     ("DATABASE_URL", "sqlite:////no/such/folder/roster.db", "cannot be opened"),
@@ -109,24 +133,27 @@ def test_wrong_setting_is_one_line_without_a_secret(
     ("content", "words"),
     [
         (b"this is no database" * 1000, "is not a SQLite database"),
-        (None, "a table users of another program"),  # a database with a table of the same name
+        # Databases with a table of the same name.
+        ("something text", "a table users of another program"),
+        ("id integer primary key, name text, email text, password text", "of another program"),
+        ("id integer primary key, name text, email text", "another program"),
     ],
 )
 def test_foreign_sqlite_file_is_left_alone(
-    tmp_path: Path, content: bytes | None, words: str
+    tmp_path: Path, content: bytes | str, words: str
 ) -> None:
     file = tmp_path / "roster.db"
-    if content:
+    if isinstance(content, bytes):
         file.write_bytes(content)
     else:
         with sqlite3.connect(file) as connection:
-            connection.execute("create table users (something text)")
+            connection.execute(f"create table users ({content})")
         connection.close()
     before = file.read_bytes()
     line = only_line(start_and_fail(tmp_path, {"DATABASE_URL": f"sqlite:///{file}"}))
     assert str(file) in line
     assert words in line
-    if content:
+    if isinstance(content, bytes):
         assert file.read_bytes() == before
 
 
@@ -155,6 +182,9 @@ def test_no_setting_is_needed(
 # SQLite has no server, user or host.
 on_servers = pytest.mark.parametrize(
     "database", [name for name in BACKENDS if name != "sqlite"], indirect=True
+)
+on_few_and_sqlite = pytest.mark.parametrize(
+    "database", quick_on(BACKENDS, "sqlite", "postgresql", "redis"), indirect=True
 )
 on_few = pytest.mark.parametrize(
     "database",
@@ -377,3 +407,181 @@ def test_sigterm_ends_the_app_at_once(database: Database, tmp_path: Path) -> Non
         server.process.wait(timeout=60)
         assert time.monotonic() - began < 5
         assert "Traceback" not in server.printed()
+
+
+URLS = [
+    ("postgresql", "?application_name=x&connect_timeout=5&channel_binding=prefer"),
+    ("mysql", "?connect_timeout=5&ssl-mode=PREFERRED"),
+    ("mysql", "?unix_socket={socket}"),
+    ("postgresql", "?host={folder}"),
+    ("redis", "unix://{user}:{password}@{socket}?db=3"),
+]
+
+
+@contextmanager
+def on_a_socket(name: str, folder: Path) -> Iterator[URL]:
+    """Yield the URL of a server that also listens on the socket ``socket`` of a folder."""
+    path = f"{folder}/socket"
+    match name:
+        case "postgresql":
+            with _postgresql_server(f"--unix_socket_directories={folder}") as (admin, _):
+                yield admin.set(drivername="postgresql")
+        case "mysql":
+            with _mysql_server(f"--socket={path}") as (admin, _):
+                _ask_mysql(admin, "create database roster")
+                _ask_mysql(admin, "set global sql_safe_updates=on")
+                who = f"'{admin.username}'@localhost"
+                _ask_mysql(admin, f"create user {who} identified by '{admin.password}'")
+                _ask_mysql(admin, f"grant all on *.* to {who}")
+                yield admin.set(drivername="mysql", database="roster")
+        case "redis":
+            with redis_server(f"--unixsocket {path}") as (admin, _):
+                yield admin
+
+
+@pytest.mark.parametrize(("name", "end"), URLS)
+def test_url_as_providers_give_it(name: str, end: str, tmp_path: Path) -> None:
+    account = {"postgresql": "postgres"}.get(name, name)
+    with _folder(account, "") as folder, required(name), on_a_socket(name, folder) as url:
+        text = url.render_as_string(hide_password=False)
+        whole = text + end if end[0] == "?" else end
+        whole = whole.format(
+            socket=f"{folder}/socket",
+            folder=folder,
+            user=url.username,
+            password=quote(str(url.password), safe=""),
+        )
+        with (
+            serve(f" {whole}\r\n", tmp_path) as server,
+            httpx.Client(base_url=server.url, verify=NO_TLS) as client,
+        ):
+            add(client)
+            assert client.get("/readyz").is_success
+
+
+def test_postgresql_that_cannot_hold_the_tables_says_why(tmp_path: Path) -> None:
+    with _postgresql_server() as (admin, _):
+        for statement in (
+            "create database latin encoding 'LATIN1' template template0 locale 'C' icu_locale 'en'",
+            "create role guest login password 'guest-of-mine'",
+            "create database theirs",
+        ):
+            _ask_postgresql(admin, statement)
+        latin = admin.set(drivername="postgresql", database="latin")
+        theirs = latin.set(username="guest", password="guest-of-mine", database="theirs")
+        for url, words in ((latin, "encoding LATIN1"), (theirs, "GRANT CREATE ON SCHEMA public")):
+            env = {"DATABASE_URL": url.render_as_string(hide_password=False)}
+            line = only_line(start_and_fail(tmp_path, env))
+            assert words in line
+            assert "guest-of-mine" not in line
+
+
+def test_address_of_ipv6_is_written_with_brackets() -> None:
+    for url in ("postgresql://[::1]:5/x", "mysql://[::1]:5/x", "redis://[::1]:5/0"):
+        assert " at [::1]:5, " in open_backend(url).place
+    assert " at [::1]:5, " in open_backend("mongodb://[::1]:5/x").place
+
+
+def test_process_without_descriptors_says_so(tmp_path: Path) -> None:
+    with (
+        serve(f"sqlite:///{tmp_path}/a.db", tmp_path, app="app:app") as server,
+        ExitStack() as stack,
+    ):
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (50, 1000))
+        host, port = server.url.removeprefix("http://").split(":")
+        for _ in range(60):
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
+        wait_until(lambda: "No file descriptor is left" in server.printed(), server.printed)
+        stack.close()
+        wait_until(lambda: httpx.get(f"{server.url}/readyz", verify=NO_TLS).is_success)
+        assert "Traceback" not in server.printed()
+
+
+def test_paths_are_right_under_the_prefix_of_a_proxy(tmp_path: Path) -> None:
+    options = ("--root-path=/roster", "--forwarded-allow-ips=127.0.0.1")
+    with (
+        serve(f"sqlite:///{tmp_path}/a.db", tmp_path, *options, app="app:app") as server,
+        httpx.Client(base_url=server.url, verify=NO_TLS) as client,
+    ):
+        created = client.post("/users/", json={"name": "a", "email": "a@b.de"})
+        assert created.headers["location"] == f"/roster/users/{created.json()['id']}"
+        docs = client.get("/docs").text
+        assert "'/roster/openapi.json'" in docs
+        assert set(re.findall(r'(?:src|href)="(/[a-z]*)', docs)) == {"/roster"}
+        assert client.get("/openapi.json").json()["servers"] == [{"url": "/roster"}]
+        # Links of the page, and of the description in /docs, go from where they are.
+        assert not re.search(r'(src|href)="/', client.get("/").text)
+        assert "](/" not in client.get("/openapi.json").json()["info"]["description"]
+        moved = client.get("/users?limit=1").headers["location"]
+        assert moved == f"{server.url}/roster/users/?limit=1"
+
+
+def test_redirect_has_the_scheme_that_a_trusted_proxy_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "t" * 24
+    monkeypatch.setenv("API_TOKENS", f"ada:{token}")
+    headers = {
+        "Authorization": f"Bearer {token}",
+        "Host": "roster.example.com",
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-For": "192.0.2.1",
+    }
+    with serve(f"sqlite:///{tmp_path}/a.db", tmp_path, app="app:app") as server:
+        moved = httpx.get(f"{server.url}/users", headers=headers, verify=NO_TLS)
+        assert moved.headers["location"] == "https://roster.example.com/users/"
+
+
+MOUNTED = """
+from contextlib import asynccontextmanager
+from fastapi import FastAPI
+from app import app as roster
+
+@asynccontextmanager
+async def lifespan(_):
+    async with roster.router.lifespan_context(roster):
+        yield
+
+app = FastAPI({})
+app.mount("/roster", roster)
+
+@app.get("/livez")
+async def live():
+    return "ok"
+"""
+
+
+@on_few_and_sqlite
+def test_app_that_is_mounted_says_how_to_start_it(database: Database, tmp_path: Path) -> None:
+    (tmp_path / "without.py").write_text(MOUNTED.format(""))
+    (tmp_path / "outer.py").write_text(MOUNTED.format("lifespan=lifespan"))
+    with database.new() as url:
+        with serve(url, tmp_path, app="without:app") as server:
+            response = httpx.get(f"{server.url}/roster/users/", verify=NO_TLS)
+            assert (response.status_code, list(response.json())) == (500, ["detail"])
+            wait_until(lambda: "RuntimeError: Roster has not started." in server.printed())
+        with (
+            serve(url, tmp_path, app="outer:app") as server,
+            httpx.Client(base_url=f"{server.url}/roster", verify=NO_TLS) as client,
+        ):
+            created = client.post("/users/", json={"name": "a", "email": "a@b.de"})
+            assert created.headers["location"] == f"/roster/users/{created.json()['id']}"
+            assert client.get(f"/users/{created.json()['id']}").is_success
+
+
+def test_another_server_than_uvicorn_prints_the_log_of_changes(tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text(
+        "import asyncio, httpx\n"
+        "from app import app\n"
+        "async def main():\n"
+        "    transport = httpx.ASGITransport(app, client=('127.0.0.1', 1))\n"
+        "    client = httpx.AsyncClient(transport=transport, base_url='http://localhost')\n"
+        "    async with app.router.lifespan_context(app), client:\n"
+        "        await client.post('/users/', json={'name': 'a', 'email': 'a@b.de'})\n"
+        "asyncio.run(main())\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "DATABASE_URL": f"sqlite:///{tmp_path}/a.db"}
+    run = subprocess.run(
+        [sys.executable, "other.py"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert "POST /users/ 201 by local, request " in run.stderr, run.stderr

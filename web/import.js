@@ -1,276 +1,268 @@
-// Importing a list: read the file, ask the API what it would do with it, show that, then do it.
+// Importing a list: read it, show its rows as they would be stored, ask the API what it would do with them, then do it.
 
-import { breakable, byId, call, download, element, load, people } from "./roster.js";
-import { inWords } from "./words.js";
+import { byId, call, element, listOf, load, many, number, settle, table } from "./roster.js";
+import { decode, guessColumns, guessEncoding, readRows, toItems, ENCODINGS } from "./guess.js";
+import { csv, download } from "./more.js";
+import { inWords, text } from "./tables.js";
 
-// This many of the longest people fit in the API's 1 MiB.
-const LOT = 300;
-const SHOWN = 100; // problems on the screen; the report has them all
-
-// ---- Reading a file
-
-/** Return a file's text: UTF-8, or what spreadsheets write besides. */
-async function readText(file) {
-  const bytes = new Uint8Array(await file.arrayBuffer());
-  if (bytes[0] === 0xff && bytes[1] === 0xfe) return new TextDecoder("utf-16le").decode(bytes);
-  try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(bytes); // without its BOM, too
-  } catch {
-    return new TextDecoder("windows-1252").decode(bytes);
-  }
-}
-
-/**
- * Return the rows of a CSV text (RFC 4180) that are not blank: {line, cells}.
- *
- * The separator is what the first line has most of: a comma, a semicolon or a tab.
- */
-export function parse(text) {
-  const first = text.split(/[\r\n]/, 1)[0];
-  const often = (mark) => first.split(mark).length;
-  const [mark] = [",", ";", "\t"].sort((a, b) => often(b) - often(a));
-  // A cell in quotes (two of them are one), or else all up to the next separator; then what ends it.
-  const cell = new RegExp(`(?:"([^"]*(?:""[^"]*)*)"|([^${mark}\r\n]*))(${mark}|\r\n|\r|\n|$)`, "y");
-  const rows = [];
-  let line = 1;
-  let row = { line, cells: [] };
-  while (cell.lastIndex < text.length || row.cells.length) {
-    const [all, quoted, plain, ending] = cell.exec(text);
-    row.cells.push((quoted?.replaceAll('""', '"') ?? plain).trim());
-    line += all.match(/\r\n|\r|\n/g)?.length ?? 0;
-    if (ending === mark) continue;
-    if (row.cells.some(Boolean)) rows.push(row);
-    row = { line, cells: [] };
-  }
-  return rows;
-}
-
-/** Return the people in a CSV text; throw an Error that says what is missing. */
-export function readPeople(text) {
-  const rows = parse(text);
-  if (!rows.length) throw new Error("There is nothing in this file.");
-  const { cells } = rows[0];
-  let nameAt = cells.findIndex((title) => /^(full )?name$/i.test(title));
-  let emailAt = cells.findIndex((title) => /^e-?mail( address)?$/i.test(title));
-  if (nameAt >= 0 && emailAt >= 0) rows.shift();
-  else {
-    emailAt = cells.findIndex((text) => text.includes("@"));
-    nameAt = emailAt === 0 ? 1 : 0;
-    if (emailAt < 0 || cells.length < 2) throw new Error('The first line must name the columns: "name" and "email".');
-  }
-  // Exports have an apostrophe before what a spreadsheet would compute.
-  const unguarded = (cell = "") => cell.replace(/^'(?='*[=+\-@＝＋－＠])/, "");
-  const lines = new Map(); // by address
-  return rows.map(({ line, cells }) => {
-    const person = { line, name: unguarded(cells[nameAt]), email: unguarded(cells[emailAt]), result: "", why: "" };
-    const key = person.email.normalize("NFKC").toLowerCase();
-    if (key && lines.has(key)) Object.assign(person, { result: "skipped", why: `Line ${lines.get(key)} has the same address.` });
-    else lines.set(key, line);
-    return person;
-  });
-}
-
-// ---- Asking the API
-
-const undecided = (list) => list.filter(({ result }) => !result);
-
-// Too long is too long: the rest of it need not be sent to be told so.
-const toSend = ({ name, email }) => ({ name: name.slice(0, 201), email: email.slice(0, 255) });
-
-/** Call a function with one lot of people after the other. */
-async function inLots(list, state, work) {
-  for (let at = 0; at < list.length && !state.stop; at += LOT) {
-    state.progress(at, list.length);
-    await work(list.slice(at, at + LOT));
-  }
-}
-
-/**
- * Store a lot, and note at each person what became of it: who is refused or skipped is left out, and
- * the others are sent again.
- *
- * `dry` finds out the same without storing anybody: the first person is sent twice. As the API
- * stores all or nobody, and no address twice, it refuses such a list in any case, and names each
- * wrong field (422) or else each address that is taken (409).
- */
+const [LOT, SHOWN] = [500, 100]; // rows in a request, which can be 1000 and 1 MiB; rows on the screen
+const fields = table.create.filter(({ kind }) => kind !== "other");
+// What no two rows share, and the list can be asked for.
+const key = fields.find(({ kind, name }) => kind === "email" && table.parameters[name])?.name;
+const undecided = (items) => items.filter(({ result }) => !result);
+const only = (values, names) => Object.fromEntries(names.map((name) => [name, values[name]]));
+const inLots = (items) => Array.from({ length: Math.ceil(items.length / LOT) }, (_, at) => items.slice(at * LOT, (at + 1) * LOT));
+/** Store a lot, and note at each item what became of it: those that are refused or skipped are left out, and the others sent again.
+ * `dry` finds out the same without storing any: it adds an item that the API must refuse, and the API stores all or none. Where a
+ * field is unique, that is the first item once more: so the API names the values that are taken. */
 async function send(lot, signal, dry) {
-  for (let asked = lot; asked.length; asked = undecided(asked)) {
-    const body = (dry ? [...asked, asked[0]] : asked).map(toSend);
-    const answer = await call("users/bulk", { method: "POST", body, signal }).catch((error) => error);
-    if (answer.items) return asked.forEach((person) => (person.result = "added"));
+  for (let asked = undecided(lot); asked.length; asked = undecided(asked)) {
+    const body = [...asked, ...(dry ? [key ? asked[0] : {}] : [])].map(({ values }) => values ?? null);
+    const answer = await call(`${table.path}bulk`, { method: "POST", body, signal }).catch((error) => error);
+    if (answer.items) return asked.forEach((item, at) => Object.assign(item, { result: "added", stored: answer.items[at] }));
+    if (answer.status === 413 && asked.length > 1) {
+      for (const half of [asked.slice(0, asked.length / 2), asked.slice(asked.length / 2)]) await send(half, signal, dry);
+      return;
+    }
     if (!answer.fields?.length) {
-      // Refused, nobody is stored. But a request that was given up may have been done.
+      // Refused, none is stored. But a request that was given up may have been done.
       const unknown = { result: "unknown", why: "No answer came: it is added, or it is not." };
-      if (!answer.status) asked.forEach((person) => Object.assign(person, unknown));
+      if (!answer.status) asked.forEach((item) => Object.assign(item, unknown));
       throw answer;
     }
     let decided = 0;
     for (const problem of answer.fields) {
-      const person = asked[problem.loc[1]]; // none: it is the one who was sent twice
-      if (!person || person.result) continue;
-      // The check found this address free: an attempt whose answer got lost has taken it.
-      const isOurs = answer.unsure && !dry && (await isStored(person, signal));
-      person.result = isOurs ? "added" : answer.status === 409 ? "skipped" : "refused";
-      if (!isOurs) person.why = inWords(problem);
+      const item = asked[problem.loc[1]]; // none: it is the one that was added
+      if (!item || item.result) continue;
+      // The check found it free: an attempt whose answer got lost has taken it.
+      const stored = answer.unsure && !dry && key ? await read(item, signal) : undefined;
+      const taken = answer.status === 409;
+      if (stored && !differing(item, stored).length) Object.assign(item, { result: "added", stored });
+      else Object.assign(item, { result: taken ? "skipped" : "refused", why: inWords(problem), taken });
       decided += 1;
     }
-    if (dry && answer.status === 409) return;
+    if (dry && (answer.status === 409 || !decided)) return;
     if (!decided) throw answer; // sent again, it would be refused again
   }
 }
-
-/** Return whether somebody of this name has this address. */
-async function isStored({ name, email }, signal) {
-  const { items } = await call(`users/?${new URLSearchParams({ email })}`, { signal });
-  return items[0]?.name === name;
+const read = async ({ values }, signal) => (await call(listOf(table.path, { [key]: values[key] }), { signal })).items[0];
+const differing = ({ values }, stored) => Object.keys(values).filter((name) => name !== key && stored[name] !== values[name]);
+/** Find the rows that an item refers to by words. */
+async function resolve(item, signal) {
+  for (const { name, to, label } of fields.filter(({ kind, name }) => kind === "reference" && /\D/.test(item.values[name] ?? ""))) {
+    const { items } = await call(listOf(to.path, { q: item.values[name], limit: 2 }), { signal });
+    if (items.length === 1) item.values[name] = items[0].id;
+    else Object.assign(item, { result: "refused", why: `${label}: ${items.length ? "more than one" : "none"} of the ${to.many} found.` });
+  }
 }
-
-// ---- The dialog
-
-const dialog = byId("importer");
+/** Note at an item what became of a request about it. */
+async function outcome(item, result, request) {
+  try {
+    Object.assign(item, { result, stored: await request });
+  } catch (error) {
+    if (!error.status) throw error;
+    const changed = `This ${table.one} has changed meanwhile, and is kept as it is.`;
+    Object.assign(item, error.status === 404 ? { result } : { result: "refused", why: error.status === 412 ? changed : error.message });
+  }
+}
 const title = element("h2", { id: "importer-title", tabIndex: -1 });
-const problem = element("p", { className: "problem", role: "status" });
 const content = element("div", { className: "import" });
-document.head.append(element("link", { rel: "stylesheet", href: "import.css" }));
-dialog.append(title, problem, content);
-let running = null; // what is under way, as begin() returns it
-
-/** Show one step of the import: its title, what is in it, its buttons. */
+const dialog = element("dialog", { "aria-labelledby": title.id }, title, element("p", { className: "problem", role: "status" }), content);
+document.body.append(dialog);
+let cancel = null; // stops what is under way
+let take = null; // takes a file that is chosen or dropped
 function step(words, parts, ...buttons) {
   title.textContent = words;
-  content.replaceChildren(...parts, element("footer", {}, ...buttons));
+  content.replaceChildren(...parts.flat().filter(Boolean), element("footer", {}, buttons));
   if (!dialog.open) dialog.showModal();
   title.focus();
 }
-
-const button = (text, onclick, className = "") => element("button", { onclick, className }, text);
-const closing = (text) => button(text, () => dialog.close());
-
-/** Ask for a file. */
-export function open() {
-  const input = element("input", { type: "file", accept: ".csv,.tsv,.txt,text/csv", id: "file" });
-  input.setAttribute("aria-describedby", "hint");
-  const label = element("label", { className: "drop" }, element("b", {}, "Choose a CSV file, or drop it here"), input);
-  const hint =
-    "The first line of the file names its columns: name and email. " +
-    "You will see what becomes of each person before anything is stored.";
-  const said = element("p", { className: "wrong", role: "alert" });
-  const take = async (file) => {
-    try {
-      if (file) await preview(file);
-    } catch (error) {
-      said.textContent = error.message;
-      ask();
+const button = (words, onclick, className = "") => element("button", { onclick, className }, words);
+const closing = (words, className) => button(words, () => dialog.close(), className);
+const alert = (words) => words && element("p", { className: "wrong", role: "alert" }, words);
+/** Work on parts of a list, some at once, behind a bar; return why it ended early, or "". */
+async function workOn(words, parts, work, atOnce = 4) {
+  const size = (part) => part.length ?? 1;
+  const all = parts.reduce((sum, part) => sum + size(part), 0);
+  const bar = element("progress", { max: all || 1, value: 0, ariaLabel: words });
+  const said = element("p");
+  const controller = new AbortController();
+  let stopped = "";
+  cancel = () => {
+    said.textContent = "Stopping…";
+    stopped = "It was cancelled.";
+    setTimeout(() => controller.abort(), 3000); // what is under way is finished, unless there is no connection
+  };
+  step(words, [bar, said], button("Cancel", cancel));
+  const queue = parts.values();
+  const worker = async () => {
+    for (const part of queue) {
+      if (stopped) return;
+      await work(part, controller.signal);
+      said.textContent = `${number((bar.value += size(part)))} of ${many(all)}`;
     }
   };
-  const ask = () => step("Import people", [label, element("p", { id: "hint" }, hint), said], closing("Cancel"));
-  input.onchange = () => take(input.files[0]);
-  // Anywhere: a file that misses its place would open instead of the page.
-  dialog.ondrop = (event) => {
-    event.preventDefault();
-    if (!running) take(event.dataTransfer.files[0]);
+  await Promise.all(Array.from({ length: atOnce }, worker)).catch((error) => {
+    if (!stopped && !error.status) throw error;
+    stopped ||= error.message;
+  });
+  cancel = null;
+  return stopped;
+}
+/** Ask for a file, or for lines that are pasted. */
+export async function open() {
+  await settle();
+  const input = element("input", { type: "file", id: "file", "aria-describedby": "hint" });
+  const pasted = element("textarea", { id: "pasted", rows: 3, dir: "auto" });
+  const said = element("div");
+  take = async (blob) => {
+    try {
+      const bytes = new Uint8Array(await blob.arrayBuffer());
+      preview(bytes, ...guessEncoding(bytes, navigator.languages));
+    } catch (error) {
+      if (error.constructor !== Error) throw error;
+      said.replaceChildren(alert(error.message));
+    }
   };
-  ask();
+  input.onchange = () => input.files[0] && take(input.files[0]);
+  const parts = [
+    element("label", { className: "drop" }, element("b", {}, "Choose a CSV file, or drop it here"), input),
+    element("label", { htmlFor: "pasted" }, `Or paste lines, as a table has them${key ? ", or the To: line of an email" : ""}`),
+    ...[pasted, said, element("p", { id: "hint" }, "You see what becomes of each line before anything is stored.")],
+  ];
+  step(`Import ${table.many}`, parts, closing("Cancel"), button("Read these lines", () => take(new Blob([pasted.value])), "main"));
   input.focus();
 }
-
-/** Show a bar, and a button that stops; return the state that the work looks at. */
-function begin(words, what) {
-  const bar = element("progress", { max: 1, value: 0, ariaLabel: words });
-  const text = element("p", {}, what);
-  const controller = new AbortController();
-  const state = {
-    stop: false,
-    signal: controller.signal,
-    progress(done, all) {
-      bar.value = done / all;
-      text.textContent = `${done.toLocaleString("en")} of ${people(all)}`;
-    },
-    cancel() {
-      state.stop = true;
-      text.textContent = "Stopping…";
-      // The lot under way is finished; unless there is no connection.
-      setTimeout(() => controller.abort(), 3000);
-    },
+function selectFor(id, ariaLabel, options, value, choose) {
+  const select = element("select", { id, ariaLabel }, options.map(([value, words]) => element("option", { value }, words)));
+  return Object.assign(select, { value, onchange: () => choose(select.value) });
+}
+/** Show the first rows as they would be stored, and the choices that make them so. */
+function preview(bytes, encoding, certain) {
+  const rows = readRows(decode(bytes, encoding));
+  if (!rows.length) throw new Error("There is nothing in this file.");
+  const { header, titles, rows: below, columns } = guessColumns(rows, fields);
+  const example = (column) => below.find(({ cells }) => cells[column])?.cells[column].slice(0, 30) ?? "";
+  const named = titles.map((words, column) => [String(column), words || `Column ${column + 1}: ${example(column)}`]);
+  const codes = ENCODINGS.map(([code, words]) => [code, `${words} (${code})`]);
+  const line = (words, ...parts) => element("p", { className: "columns" }, element("b", {}, words), ...parts);
+  const choose = (name, at, value) => {
+    columns[name].splice(at, 1, ...(value === "" ? [] : [Number(value)]));
+    draw();
+    byId(`column-${name}-${Math.min(at, columns[name].length)}`).focus();
   };
-  running = state;
-  step(words, [bar, text], button("Cancel", state.cancel));
-  return state;
+  const draw = () => {
+    const items = toItems(below, fields, columns);
+    const choices = fields.map(({ name, label, kind }) => {
+      // The name can have several columns: there is one choice more than it has.
+      const places = name === table.title ? [...columns[name], ""] : [columns[name][0] ?? ""];
+      const select = (column, at) => {
+        const options = [["", at ? "and …" : "(none)"], ...named];
+        return selectFor(`column-${name}-${at}`, at ? `${label}, then` : label, options, column, (value) => choose(name, at, value));
+      };
+      return line(kind === "email" ? "Address" : label, places.map(select));
+    });
+    const letters = selectFor("encoding", "Encoding", codes, encoding, (code) => {
+      preview(bytes, code, false);
+      byId("encoding").focus();
+    });
+    if (!certain) choices.push(line("Letters", letters, "Are the names below right?"));
+    const missing = fields.filter(({ required, name }) => required && !columns[name].length && !(name === "name" && key && titles.length === 1));
+    const good = undecided(items).length;
+    const go = button(`Check ${many(good)}`, () => check(items), "main");
+    go.disabled = missing.length || !good;
+    const known = `${header ? `Line ${header} names the columns. ` : ""}${good < items.length ? `Left out: ${number(items.length - good)}.` : ""}`;
+    const said = missing.length ? `Choose which column is: ${missing.map(({ label }) => label).join(", ")}.` : known;
+    step("Is this right?", [choices, grid("The first rows", items.slice(0, 20)), element("p", { role: "status" }, said)], button("Back", open), go);
+  };
+  draw();
 }
-
-/** Read a file, ask the API, and show what would happen. */
-async function preview(file) {
-  const list = readPeople(await readText(file));
-  const state = begin("Checking the list", "");
-  try {
-    await inLots(undecided(list), state, (lot) => send(lot, state.signal, true));
-  } catch (error) {
-    if (!state.stop) throw error;
-  } finally {
-    running = null;
-  }
-  if (state.stop) return dialog.close();
-  const fresh = undecided(list);
-  const go = fresh.length ? [button(`Import ${people(fresh.length)}`, () => run(list), "main")] : [];
-  step("Nothing is stored yet", summary(list, "will be added"), closing("Cancel"), ...go);
+/** Return a table of items in a frame that scrolls. */
+function grid(label, items) {
+  const shown = fields.filter(({ name }) => items.some(({ values }) => values[name] !== undefined));
+  const cell = ({ values, old, changes = [] }, field) => {
+    const before = changes.includes(field.name) && [element("del", {}, text(field, old[field.name])), " → "];
+    return element("td", {}, before, element("span", { dir: "auto" }, String(values[field.name] ?? "")));
+  };
+  const row = (item) =>
+    element("tr", { className: item.result }, element("td", {}, item.line), shown.map((field) => cell(item, field)), element("td", {}, item.why));
+  const heads = ["Line", ...shown.map((field) => field.label), "Note"].map((words) => element("th", { scope: "col" }, words));
+  const table = element("table", {}, element("thead", {}, element("tr", {}, heads)), element("tbody", {}, items.map(row)));
+  return element("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: label }, table);
 }
-
-/** Store everybody whom the API takes, and say how it went. */
-async function run(list) {
-  const state = begin("Importing", "");
-  let why = "";
-  try {
-    await inLots(undecided(list), state, (lot) => send(lot, state.signal, false));
-  } catch (error) {
-    why = state.stop ? "" : error.message;
-  }
-  running = null;
-  const rest = undecided(list);
-  for (const person of rest) Object.assign(person, { result: "left out", why: why || "The import was cancelled." });
-  const report = button("Download report", () => download("import-report.csv", toCsv(list)));
-  const said = why ? [element("p", { className: "wrong", role: "alert" }, why)] : [];
-  const words = rest.length || why ? "The import has stopped" : "The import is done";
-  step(words, [...said, ...summary(list, "added")], report, button("Close", () => dialog.close(), "main"));
+async function check(items) {
+  let why = fields.some(({ to }) => to) ? await workOn("Finding what they refer to", undecided(items), resolve) : "";
+  why ||= await workOn("Checking the list", inLots(undecided(items)), (lot, signal) => send(lot, signal, true), 1);
+  if (why) step("The check has stopped", [alert(why)], closing("Close"));
+  else plan(items);
+}
+function plan(items, why) {
+  const fresh = undecided(items).length;
+  const updates = items.filter(({ changes }) => changes).length;
+  const taken = items.filter(({ taken, old }) => taken && !old);
+  const words = [fresh && `Import ${many(fresh)}`, updates && `${fresh ? "u" : "U"}pdate ${many(updates)}`].filter(Boolean).join(", ");
+  const more = taken.length && key && button(`Update ${many(taken.length)} too …`, () => prepareUpdates(items, taken));
+  const go = words && button(words, () => run(items), "main");
+  step("Nothing is stored yet", [alert(why), summary(items, "will be added")], closing("Cancel"), more, go);
+}
+/** Show what the list would change of rows that are there already. */
+async function prepareUpdates(items, taken) {
+  const why = await workOn("Comparing", taken, async (item, signal) => {
+    const old = (await read(item, signal)) ?? item.values;
+    const changes = differing(item, old);
+    if (changes.length) Object.assign(item, { old, changes, result: "will be updated", why: "" });
+    else Object.assign(item, { old, why: `This ${table.one} is there already, with the same values.` });
+  });
+  plan(items, why);
+}
+/** Store all that the API takes, and say how it went. */
+async function run(items) {
+  const update = (item, signal) => {
+    const request = { method: "PATCH", body: only(item.values, item.changes), version: item.old.version, signal };
+    return outcome(item, "updated", call(`${table.path}${item.old.id}`, request));
+  };
+  let why = await workOn("Importing", inLots(undecided(items)), (lot, signal) => send(lot, signal, false), 1);
+  why ||= await workOn("Updating", items.filter(({ changes }) => changes), update);
+  for (const item of items) if (!item.result || item.result === "will be updated") Object.assign(item, { result: "left out", why });
+  report(why ? "The import has stopped" : "The import is done", items, why);
+}
+function report(words, items, why) {
+  const titles = ["line", ...fields.map(({ name }) => name), "result", "why"];
+  const cells = (item) => [item.line, ...fields.map(({ name }) => item.values[name]), item.result, item.why];
+  const done = items.filter(({ result }) => result === "added" || result === "updated");
+  const save = button("Download report", () => download("import-report.csv", csv(titles, items.map(cells))));
+  const back = done.length && button("Undo this import", () => undo(items, done));
+  step(words, [alert(why), summary(items, "added")], back, save, closing("Close", "main"));
   load(true);
 }
-
-/** Return how many have which result, and who has a problem. */
-function summary(list, good) {
-  const counts = { "": 0, added: 0, skipped: 0, refused: 0 };
-  for (const { result } of list) counts[result] = (counts[result] ?? 0) + 1;
-  const { "": open, added, ...others } = counts;
-  const figures = [[good, open + added], ...Object.entries(others)].map(([word, number]) =>
-    element("li", {}, element("b", {}, number.toLocaleString("en")), ` ${word}`),
-  );
-  const wrong = list.filter(({ why }) => why);
-  const cells = ({ line, name, email, result, why }) =>
-    element(
-      "tr",
-      {},
-      element("td", {}, String(line)),
-      element("td", {}, element("b", {}, name), element("span", {}, ...breakable(email))),
-      element("td", {}, `${result[0].toUpperCase()}${result.slice(1)}. ${why}`),
-    );
-  const heads = ["Line", "Person", "Why"].map((text) => element("th", { scope: "col" }, text));
-  const table = element("table", {}, element("thead", {}, element("tr", {}, ...heads)));
-  table.append(element("tbody", {}, ...wrong.slice(0, SHOWN).map(cells)));
-  const more = wrong.length > SHOWN ? [element("p", {}, `And ${(wrong.length - SHOWN).toLocaleString("en")} more.`)] : [];
-  const scroller = element("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: "Who is left out" });
-  scroller.append(table, ...more);
-  return [element("ul", { className: "figures" }, ...figures), ...(wrong.length ? [scroller] : [])];
+/** Delete what an import added, and put back what it changed, unless it has changed since. */
+async function undo(items, done) {
+  const back = (item, signal) => {
+    const { id, version } = item.stored;
+    const request = item.changes ? { method: "PATCH", body: only(item.old, item.changes) } : { method: "DELETE" };
+    return outcome(item, item.changes ? "put back" : "deleted again", call(`${table.path}${id}`, { ...request, version, signal }));
+  };
+  const why = await workOn("Undoing the import", done, back);
+  report(why ? "The undo has stopped" : "The import is undone", items, why);
 }
-
-/** Return the report as a CSV file, none of whose cells a spreadsheet takes for a formula. */
-function toCsv(list) {
-  const safe = (value) => `"${String(value).replace(/^(?=[=+\-@＝＋－＠\t])/, "'").replaceAll('"', '""')}"`;
-  const lines = list.map(({ line, name, email, result, why }) => [line, name, email, result, why].map(safe).join());
-  return new Blob([["line,name,email,result,why", ...lines, ""].join("\r\n")], { type: "text/csv" });
+/** Return how many have which result, and the lines that there is something to say about. */
+function summary(items, good) {
+  const counts = { [good]: 0, skipped: 0, refused: 0 };
+  for (const { result } of items) counts[result || good] = (counts[result || good] ?? 0) + 1;
+  const figures = Object.entries(counts).map(([word, n]) => element("li", {}, element("b", {}, number(n)), ` ${word}`));
+  const noted = items.filter(({ why, changes }) => why || changes);
+  const more = noted.length > SHOWN && element("p", {}, `And ${number(noted.length - SHOWN)} more, in the report.`);
+  return [element("ul", { className: "figures" }, figures), noted.length && grid("Lines with a note", noted.slice(0, SHOWN)), more];
 }
-
 dialog.ondragover = (event) => event.preventDefault();
-dialog.oncancel = (event) => {
-  if (!running) return;
+// Anywhere: a file that misses its place would open instead of the page.
+dialog.ondrop = (event) => {
   event.preventDefault();
-  running.cancel();
+  if (!cancel) take(event.dataTransfer.files[0]);
 };
-addEventListener("beforeunload", (event) => running && event.preventDefault());
+dialog.oncancel = (event) => {
+  if (cancel) event.preventDefault();
+  cancel?.();
+};
+dialog.onclose = () => byId("import").focus();
+addEventListener("beforeunload", (event) => cancel && event.preventDefault());

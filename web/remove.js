@@ -1,95 +1,88 @@
-// Deleting with undo: the DELETE is sent when the time to undo is over, or when the page is left.
-// So undo loses nothing, the id least of all; and should the browser crash meanwhile, somebody is
-// still there who can be deleted again, not gone who was wanted.
+// Deleting with undo: the DELETE is sent when the time to undo is over, or when the page is left. So undo loses nothing, the id least
+// of all; and after a crash a row is there that can be deleted again, not gone that was wanted.
 
-import { byId, call, count, deleting, element, find, headers, tell } from "./roster.js";
+import { report, showPicked } from "./more.js";
+import { byId, call, count, deleting, drop, element, find, focusOn, headers, many, picked, table, tell, titleOf, visible } from "./roster.js";
 
 const UNDO_SECONDS = 8;
-
-/** Hide a user now, and delete it later. */
-export function remove(user) {
-  const request = { method: "DELETE", version: user.version };
-  const path = `users/${user.id}`;
-  const button = element("button", { ariaLabel: `Undo: keep ${user.name}` }, "Undo");
-  const notice = element("li", {}, element("span", {}, `${user.name} is deleted.`), button);
-  let timer;
-  let done;
-
-  const stop = () => clearTimeout(timer);
-  const start = () => {
-    stop();
-    timer = setTimeout(finish, UNDO_SECONDS * 1000);
-  };
-  const end = () => {
-    stop();
-    deleting.delete(user.id);
-    notice.remove();
-  };
-  const keep = () => {
-    end();
-    const back = find(user.id); // none if the list is another one by now
-    if (back) back.hidden = false;
-    back?.focus();
-    count();
-  };
-  const undo = () => {
-    if (done) return; // it is on its way, or done
-    keep();
-    tell(`${user.name} is kept.`);
-  };
-  /** Delete it; it can be called again meanwhile, by what needs it done. */
-  const finish = () => (done ??= send());
-
-  async function send() {
-    stop();
-    notice.remove();
-    try {
-      await call(path, request);
-    } catch (error) {
-      if (error.status !== 404) {
-        keep();
-        const changed = "Somebody else has changed this person meanwhile.";
-        return report(`${user.name} is not deleted. ${error.status === 412 ? changed : error.message}`);
-      }
-    }
-    end();
-    find(user.id)?.remove();
-    count();
+const notice = byId("undo");
+let open = []; // those that can still be undone
+let timer;
+let sending = Promise.resolve();
+const said = (items) => (items.length === 1 ? `${titleOf(items[0])} is` : many(items.length));
+export function remove(...given) {
+  const items = given.filter((item) => item?.id && !deleting.has(String(item.id)));
+  if (!items.length) return;
+  const rows = visible();
+  const place = rows.indexOf(find(items.at(-1).id));
+  for (const item of items) {
+    deleting.set(String(item.id), item);
+    picked.delete(String(item.id));
+    if (find(item.id)) find(item.id).hidden = true;
   }
-
-  // Nobody is there any more to hear the answer.
-  const leave = () => {
-    end();
-    fetch(path, { ...request, headers: headers(request), keepalive: true });
-  };
-
-  button.onclick = undo;
-  // Who is on the way to the button has all the time it takes.
-  for (const event of ["pointerenter", "focusin"]) notice.addEventListener(event, stop);
-  for (const event of ["pointerleave", "focusout"]) notice.addEventListener(event, start);
-  deleting.set(user.id, { email: user.email, finish, leave, undo });
-
-  const rows = [...byId("people").querySelectorAll("li:not([hidden])")];
-  const place = rows.indexOf(find(user.id));
-  find(user.id).hidden = true;
-  (rows[place + 1] ?? rows[place - 1] ?? byId("count")).focus();
-  byId("undo").append(notice);
-  tell(`${user.name} is deleted. Control Z undoes it.`);
-  count();
+  open.push(...items);
+  // The undo is beside the row that gets the focus, to be near for the Tab key, too.
+  const next = [...rows.slice(place + 1), ...rows.slice(0, place).reverse()].find(({ hidden }) => !hidden);
+  next?.after(notice);
+  draw();
+  showPicked();
+  (next?.querySelector(".remove") ?? notice.querySelector("button")).focus({ preventScroll: true });
   start();
+  tell(`${said(open)} deleted. Control Z undoes it.`);
 }
-
-/** Say something until it has been read. */
-function report(text) {
-  const button = element("button", { onclick: () => notice.remove() }, "Close");
-  const notice = element("li", {}, element("span", {}, text), button);
-  byId("undo").append(notice);
-  tell(text);
+function draw() {
+  const focused = notice.contains(document.activeElement);
+  notice.querySelector(".undo")?.remove();
+  const undo = element("button", { onclick: () => keep(open) }, open.length === 1 ? "Undo" : "Undo all");
+  if (open.length) notice.append(element("div", { className: "undo" }, element("span", { dir: "auto" }, `${said(open)} deleted.`), undo));
+  notice.hidden = !notice.childElementCount;
+  if (focused) (notice.querySelector("button") ?? byId("top")).focus();
+  count();
 }
-
-addEventListener("pagehide", () => deleting.forEach((one) => one.leave()));
+function start() {
+  clearTimeout(timer);
+  if (open.length) timer = setTimeout(flush, UNDO_SECONDS * 1000);
+}
+function keep(items) {
+  open = open.filter((item) => !items.includes(item));
+  for (const { id } of items) {
+    deleting.delete(String(id));
+    if (find(id)) find(id).hidden = false; // none if the list is another one by now
+  }
+  draw();
+  start();
+  focusOn(items.at(-1).id);
+  tell(`${said(items)} kept.`);
+}
+/** Delete now those that wait; return when they and those on their way are done. */
+export function flush() {
+  const items = open;
+  open = [];
+  draw();
+  return (sending = Promise.all([sending, ...items.map(send)]));
+}
+async function send(item) {
+  try {
+    await call(`${table.path}${item.id}`, { method: "DELETE", version: item.version });
+  } catch (error) {
+    if (error.status !== 404) {
+      keep([item]);
+      return report(`${titleOf(item)} is not deleted. ${error.status === 412 ? `This ${table.one} has changed since you saw it.` : error.message}`);
+    }
+  }
+  deleting.delete(String(item.id));
+  if (find(item.id)) drop(item.id);
+}
+// On the way to the button, there is all the time it takes.
+for (const event of ["pointerenter", "focusin"]) notice.addEventListener(event, () => clearTimeout(timer));
+for (const event of ["pointerleave", "focusout"]) notice.addEventListener(event, start);
+addEventListener("pagehide", () => {
+  for (const { id, version } of open) fetch(`${table.path}${id}`, { method: "DELETE", headers: headers({ version }), keepalive: true });
+  open = [];
+});
+// Chromium lets a page that is left send some 250 requests.
+addEventListener("beforeunload", (event) => open.length > 100 && event.preventDefault());
 addEventListener("keydown", (event) => {
-  const undoKey = event.key === "z" && (event.ctrlKey || event.metaKey);
   // In a field with text, it undoes the typing.
-  if (undoKey && !event.target.value) [...deleting.values()].at(-1)?.undo();
+  if (event.key === "z" && (event.ctrlKey || event.metaKey) && open.length && !/text|search/.test(event.target.type)) keep([open.at(-1)]);
 });

@@ -16,6 +16,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+COLUMNS = {"id", "name", "email", "created_at", "updated_at", "version", "name_key", "email_key"}
 MILLIS = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=3), "mysql")
 KEY = (
     sa.String(255)
@@ -26,8 +27,12 @@ KEY = (
 
 def upgrade() -> None:
     """Make the table, unless release 0.1.0 has made it: that did so without a revision."""
-    if not context.is_offline_mode() and sa.inspect(op.get_bind()).has_table("users"):
-        return
+    if not context.is_offline_mode():
+        database = sa.inspect(op.get_bind())
+        if database.has_table("users"):
+            if {column["name"] for column in database.get_columns("users")} != COLUMNS:
+                raise CommandError("The table users is another program's: name another database.")
+            return
     op.create_table(
         "users",
         sa.Column(

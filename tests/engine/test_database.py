@@ -14,6 +14,7 @@ from databases import Database as Backend
 from sqlalchemy import func, insert, select, text, union_all
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 
 from engine import Database, Session, UTCMillis, codes, fetch, insert_row
@@ -22,7 +23,11 @@ THEN = datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)
 on_each = pytest.mark.parametrize("database", ["sqlite", "postgresql", "mysql"], indirect=True)
 
 
-class Thing(SQLModel, table=True):
+class Base(SQLModel, registry=registry()):
+    """Keeps this table out of those of the app, which other tests compare."""
+
+
+class Thing(Base, table=True):
     __tablename__ = "things"
 
     id: int = Field(default=None, primary_key=True)
@@ -30,7 +35,7 @@ class Thing(SQLModel, table=True):
     at: datetime | None = Field(default=None, sa_type=UTCMillis)
 
 
-THINGS = SQLModel.metadata.tables["things"]
+THINGS = Base.metadata.tables["things"]
 ALL = select(THINGS.c.id, THINGS.c.name, THINGS.c.at).order_by(THINGS.c.id)
 ADD = insert(THINGS)
 
@@ -234,8 +239,6 @@ def test_value_that_a_driver_rejects_is_an_error_of_sqlalchemy(database: Backend
         where = select(THINGS.c.id).where(text("id = :id"))
         for value in (10**23, "\ud800"):
             for read_only in (True, False):
-                if database.product == "MySQL" and value == 10**23:
-                    continue  # it compares them
                 with pytest.raises(DBAPIError):
                     async with database.session(read_only) as session:
                         await fetch(session, where, {"id": value})

@@ -12,6 +12,7 @@ from databases import Database
 from sqlalchemy import (
     Column,
     DateTime,
+    Executable,
     Integer,
     MetaData,
     Numeric,
@@ -28,7 +29,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from engine import Database as Engines
 from engine import Rows, UTCMillis
-from engine.direct import read_by_sqlalchemy
+from engine.direct import execute
 
 T = Table(
     "t",
@@ -89,7 +90,7 @@ def test_rows_are_those_of_sqlalchemy(database: Database) -> None:
             (select(T.c.at).where(T.c.name == "1").limit(1), {}),
             (text("SELECT name FROM t WHERE id = :id"), {"id": 2}),
         ):
-            expected = await read_by_sqlalchemy(engines.reader.sync_engine, statement, values)
+            expected = await by_sqlalchemy(engines, statement, values)
             for _ in range(2):
                 assert same(await engines.read(statement, values), expected)
         assert tuple((await engines.read(ONE, {"id": 2}))[0])[2] == THEN
@@ -112,11 +113,16 @@ def test_time_is_the_same_when_read_as_text(database: Database) -> None:
             await engines.insert(insert(T), {"name": f"{at}", "at": at, "default": ""})
             rows = await engines.read(ONE_TIME, {"name": f"{at}"})
             assert same(rows, [(at, at)])
-            rows = await read_by_sqlalchemy(engines.reader.sync_engine, ONE_TIME, {"name": f"{at}"})
+            rows = await by_sqlalchemy(engines, ONE_TIME, {"name": f"{at}"})
             assert same(rows, [(at, at)])
 
     with database.new() as url:
         run(url, test)
+
+
+async def by_sqlalchemy(engines: Engines, statement: Executable, values: dict[str, Any]) -> Rows:
+    """Return what SQLAlchemy alone reads."""
+    return await execute(engines.reader.sync_engine, None, statement, values)
 
 
 def same(rows: Rows, others: Rows) -> bool:

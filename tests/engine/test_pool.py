@@ -123,7 +123,8 @@ def test_who_borrows_gets_no_connection_that_is_of_no_use(tmp_path: Path, why: s
                 pool.give_back(entry)
         assert await pool.borrow() is None
         pool._recycle = -1
-        assert (pool.checkedin(), pool.checkedout()) == (0, 0), "its place is not free"
+        assert not pool.slots.locked(), "its slot is not free"
+        assert pool.checkedout() == 0
         async with engine.connect():
             pass
         entry = await pool.borrow()

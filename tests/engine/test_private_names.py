@@ -14,10 +14,10 @@ from sqlalchemy import Integer, MetaData, Table, column, event, text
 from sqlalchemy.dialects import postgresql as postgresql_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session as SyncSession
-from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from engine import Database
-from engine.pool import InOrder, InOrderPool
+from engine.pool import InOrderPool
 
 postgresql: Any = postgresql_  # its classes are not typed
 
@@ -25,10 +25,9 @@ PINNED = {
     "_pool": "the queue of a pool, and the pool of a checked-out connection",
     "_timeout": "a pool's limit for waiting",
     "_recycle": "a pool's limit for the age of a connection",
-    "_dec_overflow": "a connection has left its pool for good",
+    "_do_get": "a connection leaves its pool",
     "_do_return_conn": "a connection comes back to its pool",
     "_is_hard_or_soft_invalidated": "a connection is not to be used again",
-    "_queue_class": "the class of a pool's queue",
     "_result_columns": "the columns of a compiled statement, text() included",
     "_handle_exception": "asyncpg's exception becomes SQLAlchemy's",
     "_proxied": "the session below an AsyncSession",
@@ -61,7 +60,6 @@ def test_pool(tmp_path: Path) -> None:
     async def test(database: Database) -> None:
         pool: Any = database.writer.sync_engine.pool
         assert isinstance(pool, InOrderPool)
-        assert isinstance(pool._pool, InOrder), "_queue_class"
         assert (pool._timeout, pool._recycle) == (5, -1)
         assert (pool.checkedin(), pool.overflow()) == (1, 0)
         entry = pool._pool.get_nowait()
@@ -75,12 +73,9 @@ def test_pool(tmp_path: Path) -> None:
         assert not entry._is_hard_or_soft_invalidated()
         entry.invalidate(soft=True)
         assert entry._is_hard_or_soft_invalidated()
-        entry.close()
-        pool._dec_overflow()
-        assert pool.overflow() == -1, "another connection may be opened"
+        pool._do_return_conn(entry)
 
     in_database(tmp_path, test)
-    assert AsyncAdaptedQueuePool._queue_class is not InOrder
 
 
 def test_compiled_statement() -> None:

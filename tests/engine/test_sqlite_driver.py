@@ -262,7 +262,7 @@ def test_3_loop_does_not_wait_for_a_long_write(file: Path, ticks: list[str]) -> 
                 assert await writing.scalar(text("SELECT count(*) FROM t")) == LONG["n"]
 
         assert await stall(write()) < 0.5
-        assert ticks == ["MainThread", "sqlite"]
+        assert ticks == ["sqlite"]
 
     run(file, test)
     assert rows(file) == list(range(1, 51))
@@ -314,37 +314,6 @@ def test_3_write_interrupted_at_any_step_is_done_once(
     assert rows(file) == list(range(40))
 
 
-@pytest.mark.parametrize("others_write", [False, True])
-def test_3_long_write_after_reading_finds_what_was_read(
-    file: Path, ticks: list[str], monkeypatch: pytest.MonkeyPatch, others_write: bool
-) -> None:
-    begin = driver_module.Connection.begin
-    begun: list[bool] = []
-
-    def begin_after_others(connection: Any) -> None:
-        begun.append(connection.writes)
-        if others_write and begun == [True, True]:  # it begins again
-            with sqlite3.connect(file) as outside:
-                outside.execute("INSERT INTO t VALUES (0)")
-            outside.close()
-        begin(connection)
-
-    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
-        monkeypatch.setattr(driver_module.Connection, "begin", begin_after_others)
-        async with writer.connect() as writing:
-            assert await writing.scalar(text("SELECT count(*) FROM t")) == 0
-            if others_write:
-                with pytest.raises(OperationalError) as caught:
-                    await writing.execute(WRITE, LONG)
-                assert getattr(caught.value.orig, "sqlite_errorname", "") == "SQLITE_BUSY_SNAPSHOT"
-            else:
-                await writing.execute(WRITE, LONG)
-                await writing.commit()
-
-    run(file, test)
-    assert rows(file) == ([0] if others_write else list(range(1, 51)))
-
-
 def test_4_transactions_begin_and_end_without_a_budget(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,7 +343,7 @@ def test_4_quick_reader_begins_without_a_budget(
 
     async def test(engines: Database) -> None:
         await engines.read(text("SELECT * FROM t"), {})
-        monkeypatch.setattr(driver_module.Connection, "check_file", slow_disk)
+        monkeypatch.setattr(driver_module.Dialect, "check_file", slow_disk)
         await engines.read(text("SELECT tick()"), {})
         assert ticks == ["MainThread"]
         assert not driver_module.slow
@@ -404,16 +373,16 @@ def test_6_cancelled_statement_stops_and_is_waited_for(
     file: Path, ticks: list[str], monkeypatch: pytest.MonkeyPatch, sql: Any
 ) -> None:
     ended: list[bool] = []
-    timed = driver_module.Connection.timed
+    timed = driver_module.timed
 
-    def timed_to_the_end(connection: Any, work: Any) -> Any:
+    def timed_to_the_end(work: Any) -> Any:
         try:
-            return timed(connection, work)
+            return timed(work)
         finally:
             time.sleep(0.2)
             ended.append(True)
 
-    monkeypatch.setattr(driver_module.Connection, "timed", timed_to_the_end)
+    monkeypatch.setattr(driver_module, "timed", timed_to_the_end)
 
     async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
         async def write() -> None:
@@ -646,104 +615,99 @@ def test_10_readers_leave_loop_iterations_to_others(file: Path, session: bool) -
 def test_11_rows_that_come_during_a_commit_share_the_next_one(
     file: Path, slow_commit: list[str]
 ) -> None:
-    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
+    async def test(engines: Database) -> None:
         async def store(i: int) -> None:
-            assert await group.insert(insert_into(T), {"i": i}) == i + 1  # the rowid
+            assert await engines.insert(insert_into(T), {"i": i}) == i + 1  # the rowid
             assert i in rows(file), "answered before it was on the disk"
 
         slow_commit.clear()
-        group = driver_module.GroupCommit(writer.sync_engine)
         first = asyncio.create_task(store(0))
         await asyncio.sleep(0.2)
         await asyncio.gather(first, *(store(i) for i in range(1, 20)))
         assert len(slow_commit) == 2
 
-    run(file, test)
+    run_with_all(file, test)
     assert rows(file) == [*range(20)]
 
 
 def test_11_row_that_is_refused_leaves_the_others_alone(file: Path) -> None:
-    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
-        async with writer.begin() as writing:
+    async def test(engines: Database) -> None:
+        async with engines.writer.begin() as writing:
             await writing.execute(text("CREATE UNIQUE INDEX one ON t (i)"))
-        group = driver_module.GroupCommit(writer.sync_engine)
-        inserts = [group.insert(insert_into(T), {"i": i}) for i in (1, 2**70, 2, 1, 3)]
+        inserts = [engines.insert(insert_into(T), {"i": i}) for i in (1, 2**70, 2, 1, 3)]
         outcomes = await asyncio.gather(*inserts, return_exceptions=True)
         errors = [type(outcome) for outcome in outcomes if isinstance(outcome, Exception)]
         assert errors == [OperationalError, IntegrityError]
 
-    run(file, test)
+    run_with_all(file, test)
     assert rows(file) == [1, 2, 3]
 
 
 def test_11_transaction_that_fails_fails_for_all_who_share_it(file: Path) -> None:
-    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
-        async with writer.begin() as writing:
+    async def test(engines: Database) -> None:
+        async with engines.writer.begin() as writing:
             await writing.execute(text("CREATE UNIQUE INDEX one ON t (i)"))
-        group = driver_module.GroupCommit(writer.sync_engine)
         undo = insert_into(T).prefix_with("OR ROLLBACK")
-        inserts = [group.insert(undo, {"i": i}) for i in (1, 1, 2)]
+        inserts = [engines.insert(undo, {"i": i}) for i in (1, 1, 2)]
         outcomes = await asyncio.gather(*inserts, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [IntegrityError] * 3
         assert rows(file) == []
 
         outside = sqlite3.connect(file, isolation_level=None)
         outside.execute("BEGIN IMMEDIATE")
-        inserts = [group.insert(insert_into(T), {"i": i}) for i in (3, 4)]
+        inserts = [engines.insert(insert_into(T), {"i": i}) for i in (3, 4)]
         outcomes = await asyncio.gather(*inserts, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [OperationalError] * 2
         outside.close()
-        await group.insert(insert_into(T), {"i": 5})
+        await engines.insert(insert_into(T), {"i": 5})
 
-    run(file, test, "?timeout=0.3")
+    run_with_all(file, test, "?timeout=0.3")
     assert rows(file) == [5]
 
 
 def test_11_who_is_cancelled_leaves_the_others_alone(file: Path, slow_commit: list[str]) -> None:
-    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
-        group = driver_module.GroupCommit(writer.sync_engine)
-        tasks = [asyncio.create_task(group.insert(insert_into(T), {"i": i})) for i in range(6)]
+    async def test(engines: Database) -> None:
+        tasks = [asyncio.create_task(engines.insert(insert_into(T), {"i": i})) for i in range(6)]
         await asyncio.sleep(0.2)
-        later = [asyncio.create_task(group.insert(insert_into(T), {"i": i})) for i in range(6, 9)]
+        later = [asyncio.create_task(engines.insert(insert_into(T), {"i": i})) for i in range(6, 9)]
         await asyncio.sleep(0)
         for task in (tasks[0], tasks[3], later[0]):
             await cancel(task)
         await asyncio.gather(*tasks[1:3], *tasks[4:], *later[1:])
 
-    run(file, test)
+    run_with_all(file, test)
     # 6 was given up before its transaction began.
     assert rows(file) == [0, 1, 2, 3, 4, 5, 7, 8]
 
 
 def test_11_rows_do_not_overtake_who_waits_for_the_writer(file: Path) -> None:
-    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
-        group = driver_module.GroupCommit(writer.sync_engine)
+    async def test(engines: Database) -> None:
         numbers = itertools.count(10)
         waited = asyncio.Event()
 
         async def add_rows() -> None:
             while not waited.is_set():
                 await asyncio.sleep(random.uniform(0, 0.02))  # so that some come during a commit
-                await group.insert(insert_into(T), {"i": next(numbers)})
+                await engines.insert(insert_into(T), {"i": next(numbers)})
 
         async def change() -> None:
             await asyncio.sleep(0.1)
             for i in range(5):
                 before = next(numbers)
-                await insert(writer, i)
+                await insert(engines.writer, i)
                 # Not more than who had come before, and who came with the transaction under way.
                 assert next(numbers) - before < 500
             waited.set()
 
         await asyncio.gather(change(), *(add_rows() for _ in range(100)))
 
-    run(file, test)
+    run_with_all(file, test)
 
 
 def test_11_rows_are_stored_on_the_loop_which_does_not_wait_for_all_of_them(
     file: Path, ticks: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
+    async def test(engines: Database) -> None:
         loop = asyncio.get_running_loop()
         rounds: list[int] = []
 
@@ -752,18 +716,17 @@ def test_11_rows_are_stored_on_the_loop_which_does_not_wait_for_all_of_them(
             if len(ticks) < 20:  # or it would hold up the thread below
                 loop.call_soon(count)
 
-        group = driver_module.GroupCommit(writer.sync_engine)
         loop.call_soon(count)
         ticked = insert_into(T).values(i=func.tick())
-        await asyncio.gather(*(group.insert(ticked, {}) for _ in range(20)))
+        await asyncio.gather(*(engines.insert(ticked, {}) for _ in range(20)))
         assert ticks == ["MainThread"] * 20
         assert {*range(20)} <= {*rounds}, "the loop had to wait for several rows"
-        async with writer.begin() as writing:
+        async with engines.writer.begin() as writing:
             await writing.execute(WRITE, LONG)
         assert ticks[-1] == "sqlite", "what is not a row is not quick"
 
     monkeypatch.setattr(driver_module, "BUDGET", -1)  # seconds; all rows take longer
-    run(file, test)
+    run_with_all(file, test)
 
 
 @pytest.mark.parametrize("replaced", [True, False])

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from test_contract import add
 
 from engine import Database as SQLDatabase
-from engine.direct import read_by_sqlalchemy
+from engine.direct import execute
 from limits import TIME_MAX
 
 CLIENTS = 50
@@ -120,7 +120,7 @@ def test_server_frozen_for_14_s_leaves_nobody_without_an_answer(
 def test_old_connection_to_a_frozen_server_is_given_up_soon(own: Database) -> None:
     async def borrow() -> float:
         reader = SQLDatabase(own.url, size=2).reader.sync_engine
-        await read_by_sqlalchemy(reader, text("SELECT 1"), {})
+        await execute(reader, None, text("SELECT 1"), {})
         pool: Any = reader.pool
         entry = await pool.borrow()
         entry.starttime = 0

@@ -40,7 +40,8 @@ NEEDED = {
     "\U00010a00-\U00011fff]": r"[\u200c\u200d](?!\s|$)",  # Arabic, Indic and others
     "[\\u2190-\\u2bff\U0001f000-\U0001faff]\\ufe0f?": r"\u200d(?!\s|$)",  # an emoji of several
     "[#*0-9\\u00a9\\u00ae\\u1000-\\u109f\\u2000-\\u33ff\U0001f000-\U0001faff]": r"[\ufe0e\ufe0f]",
-    "[\\u2e80-\\u9fff\\uf900-\\ufaff\U00020000-\U0003ffff]": "[\\ufe00-\\ufe0f\U000e0100-\U000e01ef]",
+    "[\\u2e80-\\u9fff\\uf900-\\ufaff\U00020000-\U0003ffff]": "[\\ufe00-\\ufe0f"
+    "\U000e0100-\U000e01ef]",  # Chinese
     r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]": r"[\u061c\u200e\u200f]",  # right to left
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1a20-\u1aaf]": r"\u200b",  # between Thai words
     r"[\u1800-\u18af]": r"[\u180b-\u180f]",  # Mongolian

@@ -13,8 +13,9 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from engine import WAIT_MAX
 from fields import ID_MAX
-from models import PageOfRows, UserCreate, UserPage, UserRead, UserUpdate
+from models import PageOfRows, User, UserCreate, UserPage, UserRead, UserUpdate
 from paging import Cursor, UserQuery
+from rows import new_row
 
 logger = logging.getLogger("uvicorn.error")  # uvicorn prints what is logged here
 
@@ -205,6 +206,16 @@ def verb(
             store.slots.release()
 
     return run
+
+
+async def new_rows(new: Sequence[UserCreate]) -> list[dict[str, Any]]:
+    """Return the values of new users. The keys of a thousand can take a second: leave room."""
+    rows = []
+    for user in new:
+        rows.append(new_row(User, user.model_dump()))
+        if len(rows) % 50 == 0:
+            await asyncio.sleep(0)
+    return rows
 
 
 class Backend(Protocol):

@@ -1,9 +1,10 @@
 """MongoDB: PyMongo's own async client, one document for each user.
 
 ``users`` holds documents with the columns of ``models.User``, their id as ``_id`` and the lines of
-``search_key`` as a list, and ``counters`` the last id that was given. The unique index on ``email_key`` and the version in the filter of every
-change are the truth: each verb is one atomic operation on one document. Only a list of users takes
-a transaction, which a standalone server does not have.
+``search_key`` as a list, and ``counters`` the last id that was given. The unique index on
+``email_key`` and the version in the filter of every change are the truth: each verb is one atomic
+operation on one document. Only a list of users takes a transaction, which a standalone server does
+not have.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ from fields import ID_MAX, KEEP, KEY_MAX, fold, fold_email
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
 from paging import UserQuery
 from rows import changed_row, follow, new_row
-from store import EmailTaken, Kind, NotFound, StaleVersion, by_code, logger, verb
+from store import EmailTaken, Kind, NotFound, StaleVersion, by_code, logger, new_rows, verb
 
 Document = dict[str, Any]
 NO_TRANSACTIONS = 20  # MongoDB's IllegalOperation: how a standalone server answers to one
@@ -104,17 +105,16 @@ class MongoUserStore:
         """Insert all documents in a transaction; if one is rejected, ask which and start again."""
         if not await self.has_transactions():
             raise OperationFailure("a standalone server", NO_TRANSACTIONS)
-        first: dict[str, int] = {}
-        taken = {i for i, user in enumerate(new) if first.setdefault(fold_email(user.email), i) != i}
+        rows = await new_rows(new)
+        first = {row["email_key"]: i for i, row in reversed([*enumerate(rows)])}
+        taken = {i for i, row in enumerate(rows) if first[row["email_key"]] != i}
         first_id = await self.take_ids(len(new))
         while True:
             if taken and not skip_taken:
                 taken |= await self.find_taken(first)
                 raise EmailTaken([("body", i, "email") for i in sorted(taken)])
             documents = [
-                new_document(first_id + i, user.model_dump())
-                for i, user in enumerate(new)
-                if i not in taken
+                new_document(first_id + i, row) for i, row in enumerate(rows) if i not in taken
             ]
             try:
                 with pymongo.timeout(4):  # otherwise it retries for two minutes
@@ -265,9 +265,8 @@ class MongoUserStore:
             ).to_list():
                 if left % 50_000 < 200:
                     logger.info("%s: %s users lack their search keys.", self.place, f"{left:,}")
-                changes = [
-                    # Not if it has changed meanwhile: then it is found again.
-                    UpdateOne({"_id": each["_id"], "version": each["version"]}, {"$set": keys(each)})
+                changes = [  # of those that do not change meanwhile; the others are found again
+                    UpdateOne(with_version(each["_id"], [each["version"]]), {"$set": keys(each)})
                     for each in documents
                 ]
                 await self.users.bulk_write(changes, ordered=False)

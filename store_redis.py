@@ -45,7 +45,7 @@ from fields import ID_MAX, fold, fold_email, search_key
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
 from paging import UserQuery
 from rows import changed_row, new_row, reader_of
-from store import EmailTaken, Kind, NotFound, StaleVersion, by_code, logger, verb
+from store import EmailTaken, Kind, NotFound, StaleVersion, by_code, logger, new_rows, verb
 
 # The word that Redis begins an error with, or the name of a class of exceptions.
 KINDS = by_code(
@@ -93,7 +93,7 @@ local function add(id)
   redis.call('ZADD', 'roster:names', 0, of_name)
 end
 """
-# ARGV: "skip" or "fail", how many texts a user has, the highest last id after which there are enough;
+# ARGV: "skip" or "fail", how many texts a user has, the last id after which there are just enough;
 # then for each user its email_key, and fields and their values.
 ADD = r"""
 local seen, free, taken, ids, wide = {}, {}, {}, {}, tonumber(ARGV[2])
@@ -129,9 +129,9 @@ HOLDER = """
 local id = redis.call('HGET', 'roster:emails', ARGV[1])
 return id and {read(id)} or {}
 """
-# ARGV: a sorted set, "-" for the highest first, the members between which to look, how many of them,
-# how many users; a prefix of names, or "" if the set is that of names; words. Returns users (0: only
-# counts them), where to look on, and how many were found.
+# ARGV: a sorted set, "-" for the highest first, the members between which to look, at how many, for
+# how many users (0: count them only), a prefix of names or "", words. Returns the users, from where
+# to look on, and the count.
 WALK = r"""
 local set, sign, low, high, few, limit, prefix = unpack(ARGV)
 local range = {'(' .. low, '(' .. high, 'BYLEX', 'LIMIT', 0, few}
@@ -218,7 +218,7 @@ return false
 # CONVERT: for each user the id in 19 digits, its version, email_key and search_key.
 OLD = """
 local rows = {redis.call('ZLEXCOUNT', 'roster:by_id', '-', '+')}
-for _, id in ipairs(redis.call('ZRANGE', 'roster:by_id', 0, 999)) do table.insert(rows, read(id)) end
+for i, id in ipairs(redis.call('ZRANGE', 'roster:by_id', 0, 999)) do rows[i + 1] = read(id) end
 return rows
 """
 CONVERT = r"""
@@ -270,7 +270,7 @@ class RedisUserStore:
         self, new: Sequence[UserCreate], skip_taken: bool
     ) -> tuple[list[UserRead], list[str]]:
         """Let the script look which addresses are free, and store their users."""
-        rows = [new_row(User, user.model_dump()) for user in new]
+        rows = await new_rows(new)
         texts = [[row["email_key"], *to_texts(row)] for row in rows]
         args = [text for each in texts for text in each]
         how, enough = "skip" if skip_taken else "fail", f"{ID_MAX - len(rows):019}"

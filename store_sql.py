@@ -24,7 +24,7 @@ from fields import KEY_MAX, fold, fold_email
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
 from paging import UserQuery
 from rows import new_row
-from store import EmailTaken, Fault, Kind, NotFound, StaleVersion, by_code, find_fault
+from store import EmailTaken, Fault, Kind, NotFound, StaleVersion, by_code, find_fault, new_rows
 
 # Statements on the table that are built once, with their values as parameters, are faster than
 # objects of User, whose place is where something is changed.
@@ -127,15 +127,15 @@ class SQLUserStore:
         self, new: Sequence[UserCreate], skip_taken: bool
     ) -> tuple[list[UserRead], list[str]]:
         """Insert all rows inside a savepoint; if one is rejected, ask which and start again."""
-        first: dict[str, int] = {}
-        taken = {i for i, user in enumerate(new) if first.setdefault(fold_email(user.email), i) != i}
+        new_users = await new_rows(new)
+        keys = [row["email_key"] for row in new_users]
+        first = {key: i for i, key in reversed([*enumerate(keys)])}
+        taken = {i for i, key in enumerate(keys) if first[key] != i}
         while True:
             if taken and not skip_taken:
                 taken |= {first[key] for key in await self.find_ids(first)}
                 raise EmailTaken([("body", i, "email") for i in sorted(taken)])
-            rows = [
-                new_row(User, user.model_dump()) for i, user in enumerate(new) if i not in taken
-            ]
+            rows = [row for i, row in enumerate(new_users) if i not in taken]
             try:
                 async with self.session.begin_nested():
                     if rows:

@@ -160,7 +160,9 @@ def copy(folder: Path, old: str, new: str) -> Path:
     return folder
 
 
-LAST_COLUMN = '    search_key: str = key_of("name", "email", by=search_key, server_default=text("\'\'"))\n'
+LAST_COLUMN = (
+    '    search_key: str = key_of("name", "email", by=search_key, server_default=text("\'\'"))\n'
+)
 PHONE = "    phone: str | None = Field(default=None, max_length=30, index=True)\n"
 SEEN = "    seen_at: datetime | None = Field(default=None, sa_type=engine.UTCMillis)\n"
 

@@ -69,9 +69,7 @@ def check_keys(redis: Redis) -> None:
     assert redis.hgetall("roster:emails") == {user["email_key"]: i for i, user in users.items()}
     members = sorted(f"{i}\0{user['search_key']}" for i, user in users.items())
     assert redis.zrange("roster:ids", 0, -1) == members
-    members = sorted(
-        f"{user['name_key']}\0{i}\0{user['search_key']}" for i, user in users.items()
-    )
+    members = sorted(f"{user['name_key']}\0{i}\0{user['search_key']}" for i, user in users.items())
     assert redis.zrange("roster:names", 0, -1) == members
     assert redis.dbsize() == len(users) + len(["last_id", "emails", "ids", "names"])
 
@@ -191,7 +189,14 @@ def test_users_of_1_0_0_get_their_search_keys_at_the_start(
     for i, (name, email) in many.items():
         keys = {"name_key": fold(name), "email_key": fold(email)}
         times = {"created_at": at, "updated_at": at}
-        user = {"id": i, "version": i, "name": name, "email": email, **times, **keys}
+        user: dict[str, Any] = {
+            "id": i,
+            "version": i,
+            "name": name,
+            "email": email,
+            **times,
+            **keys,
+        }
         pipeline.hset(f"roster:user:{i:019}", mapping=user)
         pipeline.hset("roster:emails", keys["email_key"], f"{i:019}")
         pipeline.zadd("roster:by_id", {f"{i:019}": 0})
@@ -211,7 +216,8 @@ def test_users_of_1_0_0_get_their_search_keys_at_the_start(
 async def interrupted_start(url: str) -> None:
     """Start, and be cancelled after the first piece."""
     store = RedisUserStore(url)
-    run, ran = store.run, []
+    run = store.run
+    ran: list[Any] = []
 
     async def run_twice(*args: Any) -> Any:
         if len(ran) == 2:
@@ -219,7 +225,7 @@ async def interrupted_start(url: str) -> None:
         ran.append(args)
         return await run(*args)
 
-    store.run = run_twice  # type: ignore[method-assign]  # to stop in the middle
+    store.run = run_twice  # type: ignore[assignment]  # to stop in the middle
     with pytest.raises(asyncio.CancelledError):
         await store.start()
     await store.stop()

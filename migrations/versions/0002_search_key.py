@@ -75,7 +75,7 @@ def fill(connection: sa.Connection, rows: sa.ColumnElement[bool]) -> None:
         for row in others
     ]
     if values:
-        new = {"search_key": sa.bindparam("found"), "email_key": sa.bindparam("key")}
+        new: dict[str, sa.BindParameter[str]] = {"search_key": sa.bindparam("found"), "email_key": sa.bindparam("key")}
         connection.execute(
             sa.update(users).where(users.c.id == sa.bindparam("row")).values(new), values
         )

@@ -147,7 +147,7 @@ def each(model: type[BaseModel]) -> Any:
         return checked
 
     body = Body(title=f"{model.__name__}s", min_length=1, max_length=BULK_MAX)
-    unchecked: Any = Annotated[model, SkipValidation()]
+    unchecked: Any = Annotated[model, SkipValidation()]  # type: ignore[type-arg]  # pydantic's example
     check.__annotations__["rows"] = Annotated[list[unchecked], body]
     return Depends(check)
 

@@ -8,6 +8,7 @@ import random
 import re
 import string
 import time
+from datetime import UTC
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -299,7 +300,7 @@ def test_users_of_1_0_0_get_their_search_keys_at_the_start(database: Database) -
         assert [(user.id, user.version) for user in found] == [(i, i) for i in range(1, 450)]
         late = mongo["users"].find_one({"_id": 400}) or {}
         assert late["email_key"] == fold_email(late["email"]) == "400@straße.de"
-        assert late["updated_at"] == rows[399]["updated_at"]
+        assert late["updated_at"].replace(tzinfo=UTC) == rows[399]["updated_at"]
 
 
 NAMES = {

@@ -173,7 +173,7 @@ for i = 3, #ARGV, 2 do
   if ARGV[i] == 'email_key' then new_key = ARGV[i + 1] end
   if ARGV[i] == 'search_key' then
     local name, email = string.match(ARGV[i + 1], '^(.*)\n(.*)$')
-    local old_name, old_email = string.match(search_key, '^(.*)\n(.*)$')
+    local old_name, old_email = string.match(search_key or '\n', '^(.*)\n(.*)$')
     name, email = name == '\0' and old_name or name, email == '\0' and old_email or email
     ARGV[i + 1] = name .. '\n' .. email
   end
@@ -313,7 +313,7 @@ class RedisUserStore:
         low, high = prefix, prefix + b"\xff"
         if query.name and not query.by_name:
             if await self.count_names(low) <= PIECE:
-                rows = await self.walk("names", low, high, False, PIECE, b"", words)
+                rows = await self.walk("names", low, high, False, 10 * PIECE, b"", words)
                 return sorted(filter(beyond, rows), key=lambda row: row.id, reverse=down)[:limit]
             low, high = b"", b"\xff"
         if query.after:

@@ -36,7 +36,7 @@ from engine import Database, SettingsError, get_last_id
 from engine import set_last_id as set_table_last_id
 from errors import FAULTS
 from export import Format, plain_cell, read_pages, to_pieces
-from fields import fold
+from fields import fold_email
 from lifespan import StartError, open_store, start
 from limits import read_json
 from models import FIELDS, UserCreate, UserRead
@@ -409,7 +409,7 @@ async def store_batch(
         if isinstance(user, str):
             problems.append((line, user))
             continue
-        key = fold(user.email)
+        key = fold_email(user.email)
         find = "SELECT line FROM seen WHERE email_key = ?"
         if earlier := addresses.execute(find, [key]).fetchone():
             problems.append((line, f"email: line {earlier[0]} has this address already"))

@@ -37,8 +37,8 @@ def get_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        wrong = error.errors(include_input=False)[0]
-        raise SettingsError(f"{str(wrong['loc'][0]).upper()}: {wrong['msg']}.") from None
+        setting, reason = error.errors()[0]["loc"][0], error.errors()[0]["msg"]
+        raise SettingsError(f"{str(setting).upper()}: {reason}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f".env: cannot be read ({type(error).__name__}).") from None
 
@@ -48,10 +48,7 @@ def open_backend(url: str, replica: str = "", size: int = 15) -> Backend:
     url, replica = url.strip(), replica.strip()
     scheme = url.partition(":")[0].partition("+")[0]
     if replica and scheme not in SQL[1:]:
-        raise SettingsError(
-            "READ_DATABASE_URL: only for PostgreSQL, MySQL and MariaDB; MongoDB takes an option of"
-            " DATABASE_URL, ?readPreference=secondaryPreferred"
-        )
+        raise SettingsError("READ_DATABASE_URL: only for PostgreSQL, MySQL and MariaDB.")
     try:
         if scheme in SQL:
             return Database(url, replica, size)
@@ -64,10 +61,8 @@ def open_backend(url: str, replica: str = "", size: int = 15) -> Backend:
 
             return RedisUserStore(url, size)
     except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"DATABASE_URL: {scheme} needs the package {error.name}:"
-            " pip install -r requirements-servers.txt"
-        ) from None
+        needed = f"needs the package {error.name}: pip install -r requirements-servers.txt"
+        raise SettingsError(f"DATABASE_URL: {scheme} {needed}") from None
     raise SettingsError(
         "DATABASE_URL: it must begin with sqlite:///, postgresql://, mysql://, mariadb://,"
         " mongodb://, mongodb+srv://, redis://, rediss:// or unix:// (an example: sqlite:///roster.db)."
@@ -78,15 +73,12 @@ def open_backend(url: str, replica: str = "", size: int = 15) -> Backend:
 def get_backend() -> Backend:
     """Return the database of the settings. Raises SettingsError."""
     settings = get_settings()
-    url, replica = settings.database_url, settings.read_database_url
-    return open_backend(url.get_secret_value(), replica.get_secret_value(), settings.pool_size)
+    urls = settings.database_url.get_secret_value(), settings.read_database_url.get_secret_value()
+    return open_backend(*urls, settings.pool_size)
 
 
 def open_session(read_only: bool = False) -> AsyncSession:
-    """Return a session for work outside a request, to be used in an ``async with`` block.
-
-    It commits when the block ends well, and rolls back if an exception leaves it.
-    """
+    """Return a session for an ``async with`` block: it commits, or an exception rolls back."""
     backend = get_backend()
     return Session(backend if isinstance(backend, Database) else None, read_only)
 

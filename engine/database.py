@@ -124,7 +124,7 @@ class Session(AsyncSession):
     def __getattr__(self, name: str) -> Any:
         # SQLAlchemy's half is missing: nothing has used this session yet.
         if self.database is None:
-            raise NotSQL("a session needs an SQL database, and DATABASE_URL names none")
+            raise NotSQL("This needs an SQL database, and DATABASE_URL names another kind.")
         if self.ended:
             raise InvalidRequestError(
                 "This session has ended with its request. Use a session of your own: "

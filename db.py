@@ -10,11 +10,9 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine import Database, Session, SettingsError
+from engine import SERVERS, Database, Session, SettingsError
 from store import Backend, UserStore
 from store_sql import SQLUserStore
-
-SQL = ("sqlite", "postgresql", "postgres", "mysql", "mariadb")
 
 
 class Settings(BaseSettings):
@@ -24,7 +22,6 @@ class Settings(BaseSettings):
 
     database_url: SecretStr = SecretStr("sqlite:///roster.db")
     read_database_url: SecretStr = SecretStr("")
-    # As many as SQLAlchemy opens by itself, 5 and 10 more under load; here they stay open.
     pool_size: int = Field(default=15, ge=2, le=1000)
     requests_per_caller: int = Field(default=20, ge=1)
     api_tokens: SecretStr = SecretStr("")
@@ -47,10 +44,10 @@ def open_backend(url: str, replica: str = "", size: int = 15) -> Backend:
     """Return the database that a URL names. Nothing is connected yet. Raises SettingsError."""
     url, replica = url.strip(), replica.strip()
     scheme = url.partition(":")[0].partition("+")[0]
-    if replica and scheme not in SQL[1:]:
+    if replica and scheme not in SERVERS:
         raise SettingsError("READ_DATABASE_URL: only for PostgreSQL, MySQL and MariaDB.")
     try:
-        if scheme in SQL:
+        if scheme in SERVERS:
             return Database(url, replica, size)
         if scheme == "mongodb":  # and mongodb+srv
             from store_mongo import MongoUserStore
@@ -63,10 +60,8 @@ def open_backend(url: str, replica: str = "", size: int = 15) -> Backend:
     except ModuleNotFoundError as error:
         needed = f"needs the package {error.name}: pip install -r requirements-servers.txt"
         raise SettingsError(f"DATABASE_URL: {scheme} {needed}") from None
-    raise SettingsError(
-        "DATABASE_URL: it must begin with sqlite:///, postgresql://, mysql://, mariadb://,"
-        " mongodb://, mongodb+srv://, redis://, rediss:// or unix:// (an example: sqlite:///roster.db)."
-    )
+    known = "sqlite:///, postgresql://, mysql://, mariadb://, mongodb://, redis://, unix://"
+    raise SettingsError(f"DATABASE_URL: it must begin with one of {known} (with TLS: rediss://).")
 
 
 @cache

@@ -42,8 +42,12 @@ class Database:
         self.url = parse_url("DATABASE_URL", url)
         self.replica = parse_url("READ_DATABASE_URL", replica) if replica else None
         self.product = SERVERS[self.url.get_backend_name()]
-        if self.replica and SERVERS[self.replica.get_backend_name()] != self.product:
-            raise SettingsError(f"READ_DATABASE_URL: it must name a replica, on {self.product}.")
+        if self.replica and (
+            self.product == "SQLite" or SERVERS[self.replica.get_backend_name()] != self.product
+        ):
+            raise SettingsError(
+                "READ_DATABASE_URL: only for PostgreSQL and MySQL: a replica of the same."
+            )
         if self.product != "SQLite" and not self.url.database:
             example = "postgresql://host:5432/name"
             raise SettingsError(f"DATABASE_URL: it must name a database, as in {example}")

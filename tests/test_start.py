@@ -20,7 +20,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 from asyncmy.auth import sha2_rsa_encrypt
-from conftest import NO_TLS, ROOT, SLACK, full, quick_on, required, serve, wait_until
+from conftest import NO_TLS, ROOT, SLACK, answers, full, quick_on, required, serve, wait_until
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from databases import (
@@ -495,7 +495,7 @@ def test_process_without_descriptors_says_so(tmp_path: Path) -> None:
             stack.enter_context(socket.create_connection((host, int(port)), timeout=5))
         wait_until(lambda: "No file descriptor is left" in server.printed(), server.printed)
         stack.close()
-        wait_until(lambda: httpx.get(f"{server.url}/readyz", verify=NO_TLS).is_success)
+        wait_until(lambda: answers(f"{server.url}/readyz"))
         assert "Traceback" not in server.printed()
 
 

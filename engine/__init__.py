@@ -22,15 +22,6 @@ from engine.tables import WrongTables, get_last_id, revisions_in, set_last_id
 from engine.types import UTCMillis
 from engine.url import SettingsError, check_certificates, hosts, parse_url
 
-__all__ = [
-    "SERVERS",
-    "WAIT_MAX",
-    "Database",
-    "NotSQL",
-    "Rows",
-    "Session",
-    "SettingsError",
-    "UTCMillis",
-]
-__all__ += ["WrongTables", "check_certificates", "codes", "fetch", "get_last_id", "hosts"]
-__all__ += ["insert_row", "parse_url", "place_of", "revisions_in", "set_last_id"]
+__all__ = ["SERVERS", "WAIT_MAX", "Database", "NotSQL", "Rows", "Session", "SettingsError"]
+__all__ += ["UTCMillis", "WrongTables", "check_certificates", "codes", "fetch", "get_last_id"]
+__all__ += ["hosts", "insert_row", "parse_url", "place_of", "revisions_in", "set_last_id"]

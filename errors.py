@@ -18,6 +18,7 @@ from sqlalchemy.exc import NoResultFound, SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from engine import NotSQL
 from fields import BULK_MAX
 from store import Conflict, Fault, Kind, NotFound, StaleVersion
 from store_sql import sql_fault
@@ -155,6 +156,7 @@ HANDLERS: dict[type[Exception], Any] = {
     NotFound: saying(404),
     NoResultFound: saying(404, "There is nothing with this id."),  # session.get_one raises it
     StaleVersion: saying(412),
+    NotSQL: saying(501),
     HTTPException: on_http_exception,
     RequestValidationError: on_invalid_request,
     Conflict: on_conflict,

@@ -3,7 +3,7 @@
 import asyncio
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from sqlalchemy import Executable, Insert, MetaData, event
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
@@ -42,8 +42,12 @@ class Database:
         self.url = parse_url("DATABASE_URL", url)
         self.replica = parse_url("READ_DATABASE_URL", replica) if replica else None
         self.product = SERVERS[self.url.get_backend_name()]
-        if self.replica and SERVERS[self.replica.get_backend_name()] != self.product:
-            raise SettingsError(f"READ_DATABASE_URL: it must name a replica, on {self.product}.")
+        if self.replica and (
+            self.product == "SQLite" or SERVERS[self.replica.get_backend_name()] != self.product
+        ):
+            raise SettingsError(
+                "READ_DATABASE_URL: only for PostgreSQL and MySQL: a replica of the same."
+            )
         if self.product != "SQLite" and not self.url.database:
             example = "postgresql://host:5432/name"
             raise SettingsError(f"DATABASE_URL: it must name a database, as in {example}")
@@ -54,6 +58,7 @@ class Database:
             reason = f"an option after its ? is wrong ({type(error).__name__})."
             raise SettingsError(f"DATABASE_URL: {reason}") from None
         self.writer, self.reader, self.read_directly, self.insert_directly = server
+        self.dear = asyncio.Semaphore(max(2, cast(Any, self.reader.pool).size() // 3))
         watch(self.writer, writes=True)
         watch(self.reader, writes=False)
 
@@ -123,7 +128,7 @@ class Session(AsyncSession):
     def __getattr__(self, name: str) -> Any:
         # SQLAlchemy's half is missing: nothing has used this session yet.
         if self.database is None:
-            raise NotSQL("a session needs an SQL database, and DATABASE_URL names none")
+            raise NotSQL("This needs an SQL database, and DATABASE_URL names another kind.")
         if self.ended:
             raise InvalidRequestError(
                 "This session has ended with its request. Use a session of your own: "
@@ -171,13 +176,21 @@ def place_of(session: AnySession) -> str:
 
 
 async def fetch(
-    session: AnySession, statement: Executable, values: Values | None = None, primary: bool = False
+    session: AnySession,
+    statement: Executable,
+    values: Values | None = None,
+    primary: bool = False,
+    dear: bool = False,
 ) -> Rows:
     """Return the rows of a statement that selects columns.
 
     It is fast in an idle session for reading, with a statement that is built once and takes its
     values as bind parameters. ``primary``: ask the server that takes the changes, not a replica.
+    ``dear``: it may take long, and waits until it is one of few such statements.
     """
+    if dear and isinstance(session, Session) and session.database:
+        async with session.database.dear:
+            return await fetch(session, statement, values, primary)
     values = values or {}
     if isinstance(session, Session) and session.read_only and (database := session.idle):
         if primary and database.replica:

@@ -28,6 +28,9 @@ class InOrderPool(AsyncAdaptedQueuePool):
         self.slots = asyncio.Semaphore(self.size())
 
     async def wait_for_slot(self) -> None:
+        if not self.slots.locked():
+            await self.slots.acquire()  # without the cost of a timer
+            return
         try:
             async with asyncio.timeout(self._timeout):
                 await self.slots.acquire()

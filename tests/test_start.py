@@ -160,7 +160,7 @@ def test_foreign_sqlite_file_is_left_alone(
 def test_env_file_is_read_and_the_environment_wins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("DATABASE_URL")  # of conftest.py
+    monkeypatch.delenv("DATABASE_URL")
     (tmp_path / ".env").write_text("DATABASE_URL=oracle://\nPOOL_SIZE=0\nOTHER=1\n")
     assert "POOL_SIZE" in start_and_fail(tmp_path, {})
     assert "it must begin with" in start_and_fail(tmp_path, {"POOL_SIZE": "2"})

@@ -288,7 +288,8 @@ def receive_json(connection: socket.socket) -> bytes:
     """Return a response whose body is an object."""
     received = b""
     while not received.endswith(b"}"):
-        assert (piece := connection.recv(1000)), received
+        piece = connection.recv(1000)
+        assert piece, received
         received += piece
     return received
 

@@ -248,7 +248,7 @@ class Access:
         inner = {**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope
         self.under_way[caller.name] += 1
         try:
-            if not (hasattr(scope["app"].state, "started") or scope["app"].dependency_overrides):
+            if "app_root_path" in scope and not hasattr(scope["app"].state, "started"):
                 raise RuntimeError(
                     "Roster has not started. An app that mounts it has to run its lifespan, too:"
                     " async with roster.router.lifespan_context(roster)"

@@ -137,19 +137,22 @@ local set, sign, low, high, few, limit, prefix = unpack(ARGV)
 local range = {'(' .. low, '(' .. high, 'BYLEX', 'LIMIT', 0, few}
 if sign == '-' then range = {'(' .. high, '(' .. low, 'BYLEX', 'REV', 'LIMIT', 0, few} end
 local found, rows, count = redis.call('ZRANGE', set, unpack(range)), {}, 0
+local find, word = string.find, ARGV[8] or ''
 limit = tonumber(limit)
 for _, member in ipairs(found) do
-  local start = set == 'roster:ids' and 0 or string.find(member, '\0', 1, true)
-  local id, fits = string.sub(member, start + 1, start + 19), true
-  for i = 8, #ARGV do fits = fits and string.find(member, ARGV[i], start + 21, true) end
-  if fits and prefix ~= '' then
-    local name_key = redis.call('HGET', 'roster:user:' .. id, 'name_key')
-    fits = string.sub(name_key, 1, #prefix) == prefix
-  end
-  if fits then
-    count = count + 1
-    if limit > 0 then table.insert(rows, read(id)) end
-    if count == limit then break end
+  if find(member, word, 1, true) then -- perhaps only in the name_key or the id
+    local start = set == 'roster:ids' and 0 or find(member, '\0', 1, true)
+    local id, fits = string.sub(member, start + 1, start + 19), true
+    for i = 8, #ARGV do fits = fits and find(member, ARGV[i], start + 21, true) end
+    if fits and prefix ~= '' then
+      local name_key = redis.call('HGET', 'roster:user:' .. id, 'name_key')
+      fits = string.sub(name_key, 1, #prefix) == prefix
+    end
+    if fits then
+      count = count + 1
+      if limit > 0 then table.insert(rows, read(id)) end
+      if count == limit then break end
+    end
   end
 end
 return {rows, found[tonumber(few)] or false, count}

@@ -21,7 +21,7 @@ A script runs alone and whole, so no client sees half a change. Its first write 
 Redis may reject (memory full, a replica); it comes after everything that the script itself could
 reject. Scripts use keys that are not among their arguments: no Redis Cluster.
 
-A search walks along a sorted set, 1000 members in a script; between two, Redis serves others.
+A search walks along a sorted set, 2500 members in a script; between two, Redis serves others.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ FROM_TEXT = [reader_of(cast(Any, UserRead.model_fields[field].annotation)) for f
 # A hash that was stored before another field was added has that field's default.
 REQUIRED = {name for name, field in UserRead.model_fields.items() if field.is_required()}
 NULL = "\0"  # stands for null in a script's arguments: no text has a NUL
-PIECE = 1000  # members that a script looks at
+PIECE = 2500  # members that a script looks at
 
 # The beginning of every script. A hash has a field for every value that isn't null.
 READ = f"""

@@ -280,7 +280,9 @@ def select_page(
         return rows.order_by(*(column.desc() if descending else column for column in order))
 
     if near:
-        table = in_order(select(USERS).where(*found), name_key, row_id).limit(NEAR).subquery().c
+        # The index alone has the ids. A limit keeps words out of the steps below it.
+        ids = in_order(select(row_id).where(*found), name_key, row_id).limit(NEAR).subquery()
+        table = select(USERS).join(ids, ids.c.id == row_id).limit(NEAR).subquery().c
         rows = select(*(table[field] for field in FIELDS)).where(*has_words(words, table))
         rows = in_order(rows, table.name_key, table.id)
     else:

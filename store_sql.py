@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from functools import lru_cache, wraps
 from itertools import starmap
 from operator import ge, gt, le, lt
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from sqlalchemy import ColumnElement, Select, bindparam, func, insert, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
@@ -262,11 +262,11 @@ def email_taken(error: IntegrityError) -> Exception:
 @lru_cache
 def select_page(
     sort: str, after: bool, name: bool, email: bool, words: int, near: bool = False
-) -> Select[*tuple[Any, ...]]:
+) -> Select[Any]:
     """Return the statement for a page in this order, with or without a position and filters."""
     descending, by_name = sort.startswith("-"), sort.endswith("name")
     past, at_or_past = (lt, le) if descending else (gt, ge)
-    found, wanted = conditions(name, email), has_words(words)
+    found = conditions(name, email)
     if after:
         position = past(row_id, bindparam("after_id"))
         if by_name:
@@ -274,17 +274,22 @@ def select_page(
             # The first says nothing new: it is the condition that an index can follow.
             position = at_or_past(name_key, key) & (past(name_key, key) | position)
         found.append(position)
-    columns: list[ColumnElement[Any]] = [name_key, row_id] if by_name else [row_id]
-    order = [column.desc() if descending else column for column in columns]
+
+    def in_order(rows: Select[Any], by: ColumnElement[Any], last: ColumnElement[int]) -> Any:
+        order = [by, last] if by_name else [last]
+        return rows.order_by(*(column.desc() if descending else column for column in order))
+
     if near:
-        next_ids = select(row_id).where(*found).order_by(*order).limit(NEAR).subquery()
-        rows = READ.join(next_ids, next_ids.c.id == row_id).where(*wanted)
+        # The index alone has the ids. A limit keeps words out of the steps below it.
+        ids = in_order(select(row_id).where(*found), name_key, row_id).limit(NEAR).subquery()
+        table = select(USERS).join(ids, ids.c.id == row_id).limit(NEAR).subquery().c
+        rows = select(*(table[field] for field in FIELDS)).where(*has_words(words, table))
+        rows = in_order(rows, table.name_key, table.id)
     else:
-        rows = READ.where(*found, *wanted)
-    if words and not near and by_name:  # no index has this order
-        unsorted = name_key.concat("")
-        order[0] = unsorted.desc() if descending else unsorted
-    return rows.order_by(*order).limit(bindparam("limit"))
+        # With "" added, no index has this order.
+        key = name_key.concat("") if words else name_key
+        rows = in_order(READ.where(*found, *has_words(words)), key, row_id)
+    return cast(Select[Any], rows.limit(bindparam("limit")))
 
 
 @lru_cache
@@ -308,9 +313,9 @@ def conditions(name: bool, email: bool) -> list[ColumnElement[bool]]:
     return found
 
 
-def has_words(count: int) -> list[ColumnElement[bool]]:
+def has_words(count: int, table: Any = USERS.c) -> list[ColumnElement[bool]]:
     """Return the conditions for the words of a search."""
-    return [USERS.c.search_key.like(bindparam(f"word{i}"), escape="/") for i in range(count)]
+    return [table.search_key.like(bindparam(f"word{i}"), escape="/") for i in range(count)]
 
 
 def shape(query: UserQuery) -> tuple[str, bool, bool, bool, int]:

@@ -104,6 +104,10 @@ async def on_http_exception(request: Request, error: HTTPException) -> Response:
     return await http_exception_handler(request, error)
 
 
+async def on_stale_version(request: Request, error: StaleVersion) -> Response:
+    return answer(412, getattr(request.state, "why_412", str(error)))
+
+
 async def on_conflict(_: Request, error: Conflict) -> Response:
     problems = [{"type": "conflict", "loc": loc, "msg": msg} for loc, msg in error.problems]
     return answer(409, problems)
@@ -155,7 +159,7 @@ STALE = describe(_412="The version is another than `If-Match` names. Nothing was
 HANDLERS: dict[type[Exception], Any] = {
     NotFound: saying(404),
     NoResultFound: saying(404, "There is nothing with this id."),  # session.get_one raises it
-    StaleVersion: saying(412),
+    StaleVersion: on_stale_version,
     NotSQL: saying(501),
     HTTPException: on_http_exception,
     RequestValidationError: on_invalid_request,

@@ -201,10 +201,8 @@ async def read_if_match(
     if_match: Annotated[
         str | None, Header(description='An ETag, like `"3"`: only if it still fits.')
     ] = None,
-) -> Collection[int] | HTTPException | None:
+) -> Collection[int] | None:
     """Return the versions that an If-Match allows, None if any (RFC 9110, section 13.1.1).
-
-    What is wrong with it is returned, too: ``answering`` raises it when all else has been checked.
 
     It may be a list, in several lines. A version of another table is one that does not fit.
     """
@@ -213,8 +211,9 @@ async def read_if_match(
     tags = TAG.findall(",".join(request.headers.getlist("if-match")))
     versions = {int(tag) for weak, tag in tags if not weak and VERSION(tag)}
     if not versions:
-        reason = 'If-Match needs the ETag that a GET returned, with its quotes: "3", not W/"3" or 3'
-        return HTTPException(412, reason)
+        request.state.why_412 = (
+            'If-Match needs the ETag that a GET returned, with its quotes: "3", not W/"3" or 3'
+        )
     return versions
 
 
@@ -244,8 +243,6 @@ def answering(handler: Callable[..., Any], status_code: int) -> Callable[..., An
     @wraps(handler)
     async def answer(**values: Any) -> Any:
         response: Response = values[headers] if named else values.pop(headers)
-        if isinstance(wrong := values.get("if_match"), HTTPException):
-            raise wrong
         if inspect.iscoroutinefunction(handler):
             value = await handler(**values)
         else:

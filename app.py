@@ -6,9 +6,19 @@ from fastapi import Query, Request, Response, status
 from fastapi_offline import FastAPIOffline
 
 import auth
-import errors
 from db import StoreDep
-from errors import NOT_FOUND, NOT_MODIFIED, READ, SEND, STALE, TAKEN, WRITE
+from errors import (  # what OpenAPI says of the other responses
+    HANDLERS,
+    LIVE,
+    NOT_FOUND,
+    NOT_MODIFIED,
+    READ,
+    SEND,
+    STALE,
+    TAKEN,
+    UNREACHABLE,
+    WRITE,
+)
 from export import EXPORT, Format, StreamStoreDep, WholeResponse, to_pieces
 from fields import UserId, Words
 from lifespan import lifespan, telemetry
@@ -23,19 +33,19 @@ app = FastAPIOffline(  # FastAPI, but /docs needs no other site
     description="[The page](./) is for people. To read the code, begin with `docs/tour.md`.",
     version="1.0.0",
     lifespan=lifespan,
-    exception_handlers=errors.HANDLERS,
+    exception_handlers=HANDLERS,
     redoc_url=None,
     telemetry=telemetry(),
-    generate_unique_id_function=lambda route: route.name,  # operations are called as handlers
+    generate_unique_id_function=lambda route: route.name,  # operations are named like handlers
 )
-app.router.route_class = Route
+app.router.route_class = Route  # it sets ETag, answers 304, and limits size and time
 auth.install(app)
 app.frontend("/", directory=auth.WEB, fallback=None)  # serve unmatched paths from web/
 
 
 @app.post("/users/", tags=["users"], status_code=status.HTTP_201_CREATED, responses=SEND | TAKEN)
 async def create_user(user: UserCreate, store: StoreDep, response: Response) -> UserRead:
-    """Add a user. `Location` is its path, `ETag` its version."""
+    """Add a user. The response has its path in `Location` and its version in `ETag`."""
     created = await store.add(user)
     response.headers["Location"] = f"/users/{created.id}"
     return created
@@ -45,12 +55,13 @@ async def create_user(user: UserCreate, store: StoreDep, response: Response) -> 
 async def read_users(query: Annotated[UserQuery, Query()], store: StoreDep) -> UserPage:
     """List users, page by page: send `next` as `cursor` until it is null.
 
-    Users that exist all the time appear exactly once, whatever is written meanwhile. When sorted by
-    name, a user that is renamed meanwhile moves in the list.
+    A user that exists from the first page to the last appears exactly once. When sorted by name, a
+    user that is renamed between two pages moves in the list.
     """
     return await read_page(store, query)
 
 
+# :id (limits.py) does not match the paths below that end in bulk and export.
 @app.get("/users/{user_id:id}", tags=["users"], responses=READ | NOT_FOUND | NOT_MODIFIED)
 async def read_user(user_id: UserId, store: StoreDep) -> UserRead:
     """Return a user. `ETag` is its version."""
@@ -69,7 +80,7 @@ async def update_user(
     "/users/{user_id:id}",
     tags=["users"],
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=WRITE | NOT_FOUND | STALE | TAKEN,
+    responses=WRITE | NOT_FOUND | STALE | TAKEN,  # taken: a table of yours refers to the user
 )
 async def delete_user(user_id: UserId, store: StoreDep, if_match: IfMatch) -> None:
     """Delete a user. With `If-Match`, only if it has not changed since."""
@@ -92,17 +103,17 @@ async def create_users(
 async def export_users(
     request: Request, store: StreamStoreDep, format: Format = "jsonl", q: Words = ""
 ) -> WholeResponse:
-    """Download every user, or those that `q` finds, by id."""
+    """Download every user, or those that `q` finds, sorted by id."""
     return WholeResponse(request, to_pieces(store, format, q), "users", format)
 
 
-@app.get("/livez", tags=["health"], responses=errors.LIVE)
+@app.get("/livez", tags=["health"], responses=LIVE)
 async def live() -> dict[str, str]:
     """Return 200 while the process serves. No database is asked."""
     return {"status": "ok"}
 
 
-@app.get("/readyz", tags=["health"], responses=errors.LIVE | errors.UNREACHABLE)
+@app.get("/readyz", tags=["health"], responses=LIVE | UNREACHABLE)
 async def ready(store: StoreDep) -> dict[str, str]:
     """Return 200 if the database answers."""
     await store.ping()

@@ -250,7 +250,7 @@ class Access:
         if method not in SAFE and not caller.writes:
             only = "This token only reads."
             return caller, unauthorized(403, only, ', error="insufficient_scope"')
-        # Without tokens, a page of another site could have dear lists read.
+        # Without tokens, a page of another site could have expensive lists read.
         if (method not in SAFE or not (callers or is_open)) and from_other_site(headers):
             return caller, answer(403, "A page of another site may not ask for this.")
         return caller, None

@@ -1,4 +1,4 @@
-"""Settings, the database that they name, and what a handler gets of it: a session, a store."""
+"""Settings, the database that they name, and what a handler gets: a session or a store."""
 
 from collections.abc import AsyncIterator
 from functools import cache
@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     database_url: SecretStr = SecretStr("sqlite:///roster.db")
     read_database_url: SecretStr = SecretStr("")
     pool_size: int = Field(default=15, ge=2, le=1000)
-    requests_per_caller: int = Field(default=20, ge=1)
+    requests_per_caller: int = Field(default=20, ge=1)  # at the same time
     api_tokens: SecretStr = SecretStr("")
     api_read_tokens: SecretStr = SecretStr("")
 
@@ -68,8 +68,8 @@ def open_backend(url: str, replica: str = "", size: int = 15) -> Backend:
 def get_backend() -> Backend:
     """Return the database of the settings. Raises SettingsError."""
     settings = get_settings()
-    urls = settings.database_url.get_secret_value(), settings.read_database_url.get_secret_value()
-    return open_backend(*urls, settings.pool_size)
+    replica = settings.read_database_url.get_secret_value()
+    return open_backend(settings.database_url.get_secret_value(), replica, settings.pool_size)
 
 
 def open_session(read_only: bool = False) -> AsyncSession:

@@ -18,27 +18,28 @@ from rows import TABLE, RowId, Versioned, fields_of, key_of, partial, unvalidate
 
 
 class UserBase(SQLModel):
-    """The fields that a client sends."""
+    """The fields that a client sends: ``Name`` checks the value, ``max_length`` is the column's."""
 
     name: Name = Field(max_length=NAME_MAX)
     email: Email = Field(max_length=EMAIL_MAX)
 
 
 class User(Versioned, UserBase, table=True):
-    """The table: ``Versioned`` adds times and a version, and no client ever sees the keys.
+    """The table. ``Versioned`` adds ``created_at``, ``updated_at`` and ``version``.
 
-    Two users have the same ``email_key`` if their addresses differ only in case or width. A search
-    looks for its words in ``search_key``.
+    The database compares, sorts and searches by the keys, which clients never see. A key follows
+    its field whenever a row is written. Two addresses that differ only in case have one
+    ``email_key``. A search looks for its words in ``search_key``.
     """
 
     __tablename__ = "users"
     __table_args__ = (
         UniqueConstraint("email_key", name="uq_users_email_key"),
-        Index("ix_users_name_key_id", "name_key", "id"),
-        TABLE,
+        Index("ix_users_name_key_id", "name_key", "id"),  # pages sorted by name
+        TABLE,  # options of SQLite and MySQL
     )
 
-    id: int = Field(default=None, primary_key=True, sa_type=RowId)
+    id: int = Field(default=None, primary_key=True, sa_type=RowId)  # the database gives it
     name_key: str = key_of("name")
     email_key: str = key_of("email", by=fold_email)
     search_key: str = key_of("name", "email", by=search_key, server_default=text("''"))
@@ -55,7 +56,7 @@ class UserCreate(UserBase):
 
 @partial
 class UserUpdate(UserCreate):
-    """What a client sends to change a user: a field that is absent stays as it is."""
+    """What a client sends to change a user: a field may be absent, but not null."""
 
     model_config = {"json_schema_extra": {"examples": [{"name": "Rear Admiral Hopper"}]}}
 
@@ -74,17 +75,19 @@ class UserPage(SQLModel):
 
     items: list[UserRead]
     next: str | None = Field(description="The cursor of the next page; null on the last.")
-    total: int | MISSING = Field(default=MISSING, description="All that fit, if asked for.")
+    # MISSING (pydantic's) is left out of the JSON.
+    total: int | MISSING = Field(default=MISSING, description="How many users match, if asked for.")
 
 
 class BulkResult(SQLModel):
-    """The users that a bulk request stored, and the addresses that it skipped because taken."""
+    """The users that a bulk request stored, and the addresses that were taken."""
 
     items: list[UserRead]
     skipped: list[str]
 
 
-# A store makes the same of rows, which were validated when they came in, and so need not be again.
+# What stores return: the same fields, but not validated again, because every row was validated
+# before it was stored.
 FIELDS = fields_of(UserRead)
 UserRow = unvalidated(UserRead)
 PageOfRows = unvalidated(UserPage)

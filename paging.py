@@ -67,7 +67,7 @@ class UserQuery(SQLModel):
         return words_of(self.q)
 
     @property
-    def dear(self) -> bool:
+    def expensive(self) -> bool:
         """Whether a page can cost the more the more users there are."""
         return bool(self.words or self.total or (self.name and not self.by_name))
 

@@ -151,14 +151,14 @@ class UserStore(Protocol):
 class Pooled(Protocol):
     """A store whose driver has a pool of its own, with as many ``slots`` as connections.
 
-    Dear queries take few of them, so that they cannot keep others waiting.
+    Expensive queries take few of them, so that they cannot keep others waiting.
 
     In the pools of PyMongo and redis-py, a caller that asks at the right moment overtakes those
     that wait; asyncio hands the slots out in order.
     """
 
     slots: asyncio.Semaphore
-    dear: asyncio.Semaphore
+    expensive: asyncio.Semaphore
     place: str
     errors: tuple[type[Exception], ...]  # what its driver raises
     kinds: Mapping[str, Kind]  # of its codes
@@ -182,8 +182,8 @@ def verb(
 
     @wraps(work)
     async def run(store: S, /, *args: P.args, **options: P.kwargs) -> T:
-        if args and getattr(args[0], "dear", False):
-            async with store.dear:
+        if args and getattr(args[0], "expensive", False):
+            async with store.expensive:
                 return await run_in_slot(store, *args, **options)
         return await run_in_slot(store, *args, **options)
 

@@ -75,7 +75,7 @@ class MongoUserStore:
     def __init__(self, url: str, size: int = 15) -> None:
         """Open the database of a URL. Nothing is connected yet. Raises SettingsError."""
         self.client = make_client(url, size)
-        self.slots, self.dear = asyncio.Semaphore(size), asyncio.Semaphore(max(2, size // 5))
+        self.slots, self.expensive = asyncio.Semaphore(size), asyncio.Semaphore(max(2, size // 5))
         database = self.client.get_default_database("roster")
         self.place = (
             f"MongoDB at {urlsplit(url).netloc.rpartition('@')[2]}, database {database.name}"

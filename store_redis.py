@@ -251,7 +251,7 @@ class RedisUserStore:
         """Open the database of a URL. Nothing is connected yet. Raises SettingsError."""
         self.url = parse_url("DATABASE_URL", url)
         self.redis = Redis(connection_pool=make_pool(self.url, size))
-        self.slots, self.dear = asyncio.Semaphore(size), asyncio.Semaphore(max(2, size // 5))
+        self.slots, self.expensive = asyncio.Semaphore(size), asyncio.Semaphore(max(2, size // 5))
         kind = "Redis Sentinel" if self.url.drivername.endswith("+sentinel") else "Redis"
         where, number = " or ".join(hosts(self.url)), self.url.database or 0
         if self.url.drivername == "unix":

@@ -1,8 +1,8 @@
 """SQLite, PostgreSQL, MySQL and MariaDB: SQLModel and SQLAlchemy, in the session of the request.
 
-The unique constraint on ``email_key`` and the version in every UPDATE and DELETE are the truth: the
-store writes and then catches; it never looks first whether it may. A verb commits by itself, so
-that it can run again when the database undoes it for the sake of another transaction.
+The unique constraint on ``email_key`` decides whether an address is free: the store writes and
+then catches. ``Versioned`` puts the version into each UPDATE and DELETE. A verb commits by itself
+(``insert_row`` does, too), so that ``verb`` can run it again after a deadlock.
 """
 
 import re
@@ -107,14 +107,18 @@ class SQLUserStore:
             rows = await fetch(self.session, select_page(*shape(query), near=True), values)
             if len(rows) == limit:
                 return [*starmap(UserRow, rows)]
-        rows = await fetch(self.session, select_page(*shape(query)), values, dear=query.dear)
+        rows = await fetch(
+            self.session, select_page(*shape(query)), values, expensive=query.expensive
+        )
         return [*starmap(UserRow, rows)]
 
     @verb
     async def count(self, query: UserQuery) -> int:
         """Count rows; the more fit, the longer it takes."""
         statement = select_count(*shape(query))
-        [(count,)] = await fetch(self.session, statement, parameters(query), dear=query.dear)
+        [(count,)] = await fetch(
+            self.session, statement, parameters(query), expensive=query.expensive
+        )
         return int(count)
 
     @verb

@@ -58,7 +58,7 @@ class Database:
             reason = f"an option after its ? is wrong ({type(error).__name__})."
             raise SettingsError(f"DATABASE_URL: {reason}") from None
         self.writer, self.reader, self.read_directly, self.insert_directly = server
-        self.dear = asyncio.Semaphore(max(2, cast(Any, self.reader.pool).size() // 3))
+        self.expensive = asyncio.Semaphore(max(2, cast(Any, self.reader.pool).size() // 3))
         watch(self.writer, writes=True)
         watch(self.reader, writes=False)
 
@@ -180,16 +180,16 @@ async def fetch(
     statement: Executable,
     values: Values | None = None,
     primary: bool = False,
-    dear: bool = False,
+    expensive: bool = False,
 ) -> Rows:
     """Return the rows of a statement that selects columns.
 
     It is fast in an idle session for reading, with a statement that is built once and takes its
     values as bind parameters. ``primary``: ask the server that takes the changes, not a replica.
-    ``dear``: it may take long, and waits until it is one of few such statements.
+    ``expensive``: it may take long, and waits until it is one of few such statements.
     """
-    if dear and isinstance(session, Session) and session.database:
-        async with session.database.dear:
+    if expensive and isinstance(session, Session) and session.database:
+        async with session.database.expensive:
             return await fetch(session, statement, values, primary)
     values = values or {}
     if isinstance(session, Session) and session.read_only and (database := session.idle):

@@ -217,7 +217,7 @@ def test_search_key_follows_in_every_idiom(tmp_path: Path) -> None:
     asyncio.run(check())
 
 
-def test_dear_reads_leave_room_for_others(database: Database) -> None:
+def test_expensive_reads_leave_room_for_others(database: Database) -> None:
     """As many searches as there can be at once are under way; everything else goes on."""
 
     async def check(url: str) -> None:

@@ -71,7 +71,7 @@ async def p99(url: str) -> tuple[float, list[str]]:
 
 
 @pytest.mark.parametrize("database", quick_on(BACKENDS, "sqlite", "redis"), indirect=True)
-def test_dear_requests_of_one_caller_leave_the_others_their_time(
+def test_expensive_requests_of_one_caller_leave_the_others_their_time(
     database: Database, tmp_path: Path, record_property: Figures
 ) -> None:
     async def measure(url: str) -> None:

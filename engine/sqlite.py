@@ -1,7 +1,4 @@
-"""SQLite for SQLAlchemy's asyncio half: what is quick runs on the event loop, the rest in a thread.
-
-``README.md`` says why, and has thirteen promises; the numbers in comments are theirs.
-"""
+"""SQLite for SQLAlchemy's asyncio half. Numbers in comments are those of README.md's promises."""
 
 import asyncio
 import os
@@ -36,7 +33,8 @@ WRITER = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
 READER = ("query_only=ON", "wal_autocheckpoint=0")
 BUDGET = 0.003  # seconds of a statement on the loop
 STEPS = 1000  # of SQLite's machine, some 20 microseconds, after which it looks at the clock
-OPTIONS: dict[str, Any] = {"timeout": 0, "check_same_thread": False}
+PATIENCE = 5  # seconds for a lock of another process
+OPTIONS: dict[str, Any] = {"timeout": 0}
 # Python begins no transactions (9).
 OPTIONS |= {"autocommit": True} if sys.version_info >= (3, 12) else {"isolation_level": None}
 
@@ -53,8 +51,8 @@ class Connection(sqlite3.Connection):
     first_busy = last_busy = 0.0
     failure: sqlite3.Error | None = None  # that undid the transaction
 
-    def set_up(self, dialect: "Dialect", writes: bool, patience: float) -> None:
-        self.dialect, self.writes, self.patience = dialect, writes, patience
+    def set_up(self, dialect: "Dialect", writes: bool) -> None:
+        self.dialect, self.writes = dialect, writes
         self.thread = ThreadPoolExecutor(1, "sqlite")
 
     def cursor(self, *_: Any) -> "Cursor":  # type: ignore[override]  # it makes no other kind
@@ -133,10 +131,10 @@ class Connection(sqlite3.Connection):
                     self.failure = error
                 # After others have just given up, this one need not wait as long again.
                 now = time.monotonic()
-                if now - self.last_busy > self.patience:
+                if now - self.last_busy > PATIENCE:
                     self.first_busy = now
                 self.last_busy = now
-                if "SQLITE_BUSY" not in codes(error) or now - self.first_busy > self.patience:
+                if "SQLITE_BUSY" not in codes(error) or now - self.first_busy > PATIENCE:
                     raise
             await_(asyncio.sleep(0.005))
 
@@ -327,10 +325,10 @@ class Dialect(SQLiteDialect_pysqlite):
     path = ""
     file: os.stat_result | None = None  # that the first connection has found there
 
-    def connect(self, *args: Any, writes: bool, timeout: float = 5, **options: Any) -> Any:
+    def connect(self, *args: Any, writes: bool, **options: Any) -> Any:
         self.check_file()  # or SQLite might make the file again, after all
-        connection = sqlite3.connect(*args, factory=Connection, **{**options, **OPTIONS})
-        connection.set_up(self, writes, timeout)
+        connection = sqlite3.connect(*args, factory=Connection, **(options | OPTIONS))
+        connection.set_up(self, writes)
         try:
             for pragma in WRITER if writes else READER:
                 connection.cursor().execute(f"PRAGMA {pragma}")
@@ -362,8 +360,7 @@ registry.register("sqlite.loop", __name__, "Dialect")
 
 
 def connect(url: URL, _: URL, __: int, **options: Any) -> Server:
-    memory = url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
-    if url.host or memory:
+    if url.host or url.database in (None, "", ":memory:"):
         raise SettingsError("DATABASE_URL: SQLite needs a file, for example sqlite:///roster.db")
     url = url.set(drivername="sqlite+loop")
     options["poolclass"] = FairPool

@@ -32,11 +32,7 @@ class NotSQL(Exception):
 
 
 class Database:
-    """An SQL database: two pools of connections, and sessions that use them.
-
-    ``replica`` is the URL of a server that answers what only reads. ``size`` is the most
-    connections (SQLite: always six); none is opened before it is needed. Raises SettingsError.
-    """
+    """An SQL database: two pools of at most ``size`` connections, and sessions that use them."""
 
     def __init__(self, url: str, replica: str = "", size: int = 15) -> None:
         self.url = parse_url("DATABASE_URL", url)
@@ -113,11 +109,7 @@ def refuse_to_write(*_: Any) -> NoReturn:
 
 
 class Session(AsyncSession):
-    """A session of a ``Database``: made when it is used, committed when its block ends well.
-
-    A session that reads uses connections that cannot write, and raises InvalidRequestError if there
-    is something to write. So does every use of a session whose block has ended.
-    """
+    """A session of a ``Database``: made when it is used, committed when its block ends well."""
 
     ended = False
 
@@ -184,9 +176,8 @@ async def fetch(
 ) -> Rows:
     """Return the rows of a statement that selects columns.
 
-    It is fast in an idle session for reading, with a statement that is built once and takes its
-    values as bind parameters. ``primary``: ask the server that takes the changes, not a replica.
-    ``dear``: it may take long, and waits until it is one of few such statements.
+    ``primary``: ask the server that takes the changes, not a replica. ``dear``: it may take long,
+    and waits until it is one of few such statements.
     """
     if dear and isinstance(session, Session) and session.database:
         async with session.database.dear:
@@ -201,10 +192,7 @@ async def fetch(
 
 
 async def insert_row(session: AnySession, statement: Insert, row: Values) -> Any:
-    """Insert a row and commit; return its primary key, of one column. Raises IntegrityError.
-
-    It is fast in an idle session, with a statement that is built once.
-    """
+    """Insert a row and commit; return its primary key, of one column. Raises IntegrityError."""
     if isinstance(session, Session) and not session.read_only and (database := session.idle):
         return await database.insert(statement, row)
     result: Any = await (await session.connection()).execute(statement, row)

@@ -1,8 +1,4 @@
-"""Statements as a driver takes them, compiled once: SQLAlchemy's text and conversions of values.
-
-Its own steps between them take several times as long as a small statement. What is unusual goes
-SQLAlchemy's way: a statement that is finished for each run, a connection that must be opened.
-"""
+"""Statements as a driver takes them, compiled once: SQLAlchemy's text and conversions of values."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -44,10 +40,7 @@ class Compiled(NamedTuple):
 def compiled(
     statement: Executable, dialect: Dialect, columns: tuple[str, ...] | None = None
 ) -> Compiled | None:
-    """Return a statement as the driver takes it (an INSERT: of these columns), None if it can't.
-
-    The cache finds it by identity, so a statement that is built for each request gains nothing.
-    """
+    """Return a statement as the driver takes it (an INSERT: of these columns), None if it can't."""
     found = cast(Any, statement).compile(dialect=dialect, column_keys=columns)
     if found.post_compile_params or found.literal_execute_params:  # a list, for example
         return None
@@ -76,7 +69,7 @@ Direct = Callable[[Compiled, Values], Awaitable[Rows | None]]
 # The engines for changes and for reads, and the direct ways of a read and of an INSERT.
 Server = tuple[AsyncEngine, AsyncEngine, Direct | None, Direct | None]
 # A statement on a driver's connection, with its parameters.
-Send = Callable[[Any, str, list[Any]], Awaitable[Rows]]
+Send = Callable[[Any, str, list[Any]], Awaitable[Any]]
 
 
 async def execute(

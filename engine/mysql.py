@@ -6,7 +6,7 @@ import asyncmy  # noqa: F401 (if it isn't installed, this is the place that says
 from sqlalchemy import URL, Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from engine.direct import Rows, Server, connect_to_server
+from engine.direct import Server, connect_to_server
 
 
 def connect(url: URL, replica: URL, size: int, **options: Any) -> Server:
@@ -46,8 +46,7 @@ def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
     return engine
 
 
-async def send(connection: Any, sql: str, parameters: list[Any]) -> Rows:
+async def send(connection: Any, sql: str, parameters: list[Any]) -> Any:
     async with connection.cursor() as cursor:
         await cursor.execute(sql, parameters)
-        rows: Rows = await cursor.fetchall() if cursor.description else [(cursor.lastrowid,)]
-        return rows
+        return await cursor.fetchall() if cursor.description else [(cursor.lastrowid,)]

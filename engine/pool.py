@@ -1,8 +1,4 @@
-"""Connections in the order of asking.
-
-In SQLAlchemy's pool a caller that asks at the right moment overtakes those that wait, and the one
-that is overtaken goes to the end: under load, some wait many times as long as others.
-"""
+"""Connections in the order of asking; in SQLAlchemy's pool, some callers overtake others."""
 
 import asyncio
 import logging
@@ -21,7 +17,7 @@ for name in ("sqlalchemy.pool", "engine.pool", "engine.sqlite"):
 
 
 class InOrderPool(AsyncAdaptedQueuePool):
-    """SQLAlchemy's pool with a slot for each connection, which asyncio hands out in order."""
+    """A pool with a slot for each connection, which asyncio hands out in order."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "use_lifo": True})
@@ -55,10 +51,7 @@ class InOrderPool(AsyncAdaptedQueuePool):
     give_back = _do_return_conn
 
     async def borrow(self) -> ConnectionPoolEntry | None:
-        """Wait for a connection and return its entry. None: SQLAlchemy has to open one.
-
-        The borrower gives it back soon, and outside a transaction.
-        """
+        """Wait for a connection and return its entry. None: SQLAlchemy has to open one."""
         await self.wait_for_slot()
         if self.checkedin():
             entry: Any = self._pool.get_nowait()

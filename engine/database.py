@@ -3,12 +3,11 @@
 import asyncio
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
-from sqlalchemy import Executable, Insert, MetaData, event
+from sqlalchemy import Executable, Insert, MetaData
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession as AnySession
-from sqlmodel import Session as SyncSession
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from engine.direct import Rows, Server, Values, execute
@@ -38,12 +37,10 @@ class Database:
         self.url = parse_url("DATABASE_URL", url)
         self.replica = parse_url("READ_DATABASE_URL", replica) if replica else None
         self.product = SERVERS[self.url.get_backend_name()]
-        if self.replica and (
-            self.product == "SQLite" or SERVERS[self.replica.get_backend_name()] != self.product
-        ):
-            raise SettingsError(
-                "READ_DATABASE_URL: only for PostgreSQL and MySQL: a replica of the same."
-            )
+        other = self.replica and SERVERS.get(self.replica.get_backend_name()) != self.product
+        if other or (self.replica and self.product == "SQLite"):
+            reason = "only for PostgreSQL and MySQL: a replica of the same."
+            raise SettingsError(f"READ_DATABASE_URL: {reason}")
         if self.product != "SQLite" and not self.url.database:
             example = "postgresql://host:5432/name"
             raise SettingsError(f"DATABASE_URL: it must name a database, as in {example}")
@@ -96,21 +93,10 @@ class Database:
         await self.writer.dispose()
 
 
-class ReadingSession(SyncSession):
-    """SQLAlchemy's half of a session for reading."""
-
-
-@event.listens_for(ReadingSession, "before_flush")
-def refuse_to_write(*_: Any) -> NoReturn:
-    raise InvalidRequestError(
-        "This session is for reading (GET, HEAD), and there is something to write. "
-        "Write in a POST, PUT, PATCH or DELETE, or in a session of open_session()."
-    )
-
-
 class Session(AsyncSession):
     """A session of a ``Database``: made when it is used, committed when its block ends well."""
 
+    used = False  # and so has SQLAlchemy's half
     ended = False
 
     def __init__(self, database: Database | None, read_only: bool = False) -> None:
@@ -118,7 +104,6 @@ class Session(AsyncSession):
         self.read_only = read_only
 
     def __getattr__(self, name: str) -> Any:
-        # SQLAlchemy's half is missing: nothing has used this session yet.
         if self.database is None:
             raise NotSQL("This needs an SQL database, and DATABASE_URL names another kind.")
         if self.ended:
@@ -129,20 +114,15 @@ class Session(AsyncSession):
         if self.used or name.startswith("__"):
             raise AttributeError(name)
         engine = self.database.reader if self.read_only else self.database.writer
-        half = ReadingSession if self.read_only else SyncSession
-        super().__init__(engine, sync_session_class=half, expire_on_commit=False)
+        super().__init__(engine, expire_on_commit=False)
+        self.used = True
         return getattr(self, name)
-
-    @property
-    def used(self) -> bool:
-        """Whether it has SQLAlchemy's half."""
-        return "sync_session" in self.__dict__
 
     @property
     def idle(self) -> Database | None:
         """The database, if the session could be used and no transaction has begun."""
-        began = self.used and self.sync_session.in_transaction()
-        return None if began or self.ended else self.database
+        busy = self.ended or (self.used and self.sync_session.in_transaction())
+        return None if busy else self.database
 
     async def __aexit__(self, _: Any, error: BaseException | None, __: Any) -> None:
         try:
@@ -150,7 +130,10 @@ class Session(AsyncSession):
                 changed = self.new or self.deleted or any(map(self.is_modified, self.dirty))
                 refused = isinstance(error, DBAPIError) and READ_ONLY & {*codes(error)}
                 if refused or (changed and not error):
-                    refuse_to_write()
+                    raise InvalidRequestError(
+                        "This session is for reading (GET, HEAD), and there is something to write."
+                        " Write in a POST, PUT, PATCH or DELETE, or in a session of open_session()."
+                    )
             elif self.used and not error:
                 await self.commit()
         finally:
@@ -158,7 +141,7 @@ class Session(AsyncSession):
             if self.used:
                 # SQLAlchemy's own way closes in another task: more work, and others wait for it.
                 await self.close()
-                del self.sync_session, self._proxied
+                del self.sync_session, self._proxied, self.used
 
 
 def place_of(session: AnySession) -> str:

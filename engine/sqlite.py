@@ -19,7 +19,6 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import await_, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
@@ -213,7 +212,7 @@ async def give_way() -> None:
 
 
 class FairPool(InOrderPool):
-    def connect(self) -> PoolProxiedConnection:
+    def connect(self) -> Any:
         held = HELD.get()()
         if held and held.is_valid and held._pool is self:
             raise InvalidRequestError(
@@ -279,15 +278,15 @@ class GroupCommit:
         self.waiting.append((found.sql, found.parameters(row), inserted))
         if not self.task or self.task.done():
             # In no caller's context: the writer that it holds is not that caller's.
-            self.task = asyncio.create_task(self.commit_groups(), context=Context())
+            self.task = asyncio.create_task(greenlet_spawn(self.commit), context=Context())
         outcome = await inserted
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    async def commit_groups(self) -> None:
+    def commit(self) -> None:
         while self.waiting:
-            await greenlet_spawn(self.commit_group)
+            self.commit_group()
 
     def commit_group(self) -> None:
         """Insert the rows that wait when the transaction begins, and tell their callers."""

@@ -68,8 +68,6 @@ def compiled(
 Direct = Callable[[Compiled, Values], Awaitable[Rows | None]]
 # The engines for changes and for reads, and the direct ways of a read and of an INSERT.
 Server = tuple[AsyncEngine, AsyncEngine, Direct | None, Direct | None]
-# A statement on a driver's connection, with its parameters.
-Send = Callable[[Any, str, list[Any]], Awaitable[Any]]
 
 
 async def execute(
@@ -114,7 +112,7 @@ def connect_to_server(
     return writer, reader, read, insert
 
 
-async def run(engine: Engine, send: Send, reads: bool, found: Compiled, values: Values) -> Any:
+async def run(engine: Engine, send: Any, reads: bool, found: Compiled, values: Values) -> Any:
     """Run a statement on a borrowed connection: a ``Direct``, whose errors are SQLAlchemy's."""
     parameters = found.parameters(values)
     pool = cast(InOrderPool, engine.pool)

@@ -62,8 +62,7 @@ class Connection(sqlite3.Connection):
         return super().cursor().execute(sql, parameters)
 
     def begin(self) -> None:
-        # A writer takes the lock now, before it reads what it will change (8).
-        if self.writes:
+        if self.writes:  # it takes the lock before it reads what it will change (8)
             self.dialect.check_file()
             self.retry(lambda: self.send("BEGIN IMMEDIATE"))
             self.failure = None

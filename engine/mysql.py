@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import asyncmy  # noqa: F401 (if it isn't installed, this is the place that says so)
 from sqlalchemy import URL, Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 

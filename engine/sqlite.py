@@ -105,11 +105,9 @@ class Connection(sqlite3.Connection):
         """Run a statement on the loop if it is a quick SELECT, else in the thread (3)."""
         self.check()
         if (not self.writes or sql[:6].upper() == "SELECT") and sql not in slow:
-            try:
-                return self.retry(lambda: self.on_loop(sql, work))
-            except sqlite3.OperationalError:
-                if sql not in slow:
-                    raise
+            found = self.retry(lambda: self.on_loop(sql, work))
+            if found is not None:
+                return found
         result, processor = self.retry(lambda: self.in_thread(lambda: timed(work), stoppable=True))
         if processor <= BUDGET:
             slow.discard(sql)
@@ -137,15 +135,17 @@ class Connection(sqlite3.Connection):
             await_(asyncio.sleep(0.005))
 
     def on_loop(self, sql: str, work: Callable[[], Any]) -> Any:
-        """Run a SELECT here; interrupt it when the budget is spent, and call it slow."""
+        """Run a SELECT here; None: the budget is spent, and the SELECT slow."""
         deadline = time.monotonic() + BUDGET
         self.set_progress_handler(lambda: time.monotonic() > deadline, STEPS)
         try:
             return work()
         except sqlite3.OperationalError as error:
-            if "SQLITE_INTERRUPT" in codes(error) and len(slow) < 1000:
+            if "SQLITE_INTERRUPT" not in codes(error):
+                raise
+            if len(slow) < 1000:
                 slow.add(sql)
-            raise
+            return None
         finally:
             self.set_progress_handler(None, STEPS)
 
@@ -228,10 +228,9 @@ class FairPool(InOrderPool):
 class QuickReads:
     """Reads without a session, on a connection that no slow one takes (8)."""
 
-    shared: Any = None
-
     def __init__(self, reader: Engine) -> None:
         self.reader = reader
+        self.shared: Any = None
         event.listen(reader, "engine_disposed", self.close)
 
     async def read(self, found: Compiled, values: Values) -> Any:
@@ -265,10 +264,9 @@ class QuickReads:
 class GroupCommit:
     """One transaction for all rows that arrive while the one before it is committed (11)."""
 
-    task: asyncio.Task[None] | None = None
-
     def __init__(self, writer: Engine) -> None:
         self.writer = writer
+        self.task: asyncio.Task[None] | None = None
         self.waiting: list[tuple[str, list[Any], asyncio.Future[Any]]] = []
 
     async def insert(self, found: Compiled, row: Values) -> Any:

@@ -64,12 +64,11 @@ def make_tables(connection: Connection, metadata: MetaData, migrations: Path) ->
     if other and not found:
         name = min(other)[0]
         raise WrongTables(f"has a table {name} of another program: name another database")
-    if not there.issubset(revisions):
-        which = ", ".join(sorted(there))
-        raise WrongTables(f"has tables of revision {which}, of a newer release: start that one")
     if there != {newest}:
-        needed = f"this release needs {newest}: run alembic upgrade head"
-        raise WrongTables(f"has tables of revision {max(there)}, {needed}")
+        advice = f"this release needs {newest}: run alembic upgrade head"
+        if not there.issubset(revisions):
+            advice = "of a newer release: start that one"
+        raise WrongTables(f"has tables of revision {', '.join(sorted(there))}, {advice}")
     if missing:
         which = ".".join(min(missing))
         commands = "alembic revision --autogenerate, then alembic upgrade head"

@@ -154,14 +154,10 @@ async def fetch(
     session: AnySession,
     statement: Executable,
     values: Values | None = None,
-    primary: bool = False,
-    dear: bool = False,
+    primary: bool = False,  # ask the server that takes the changes, not a replica
+    dear: bool = False,  # it may take long: wait until it is one of few such statements
 ) -> Rows:
-    """Return the rows of a statement that selects columns.
-
-    ``primary``: ask the server that takes the changes, not a replica. ``dear``: it may take long,
-    and waits until it is one of few such statements.
-    """
+    """Return the rows of a statement that selects columns."""
     if dear and isinstance(session, Session) and session.database:
         async with session.database.dear:
             return await fetch(session, statement, values, primary)

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import URL, Dialect, Engine, Executable, Insert
+from sqlalchemy import URL, Dialect, Engine, Insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import greenlet_spawn
@@ -37,11 +37,9 @@ class Compiled(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def compiled(
-    statement: Executable, dialect: Dialect, columns: tuple[str, ...] | None = None
-) -> Compiled | None:
+def compiled(statement: Any, dialect: Dialect, columns: tuple[str, ...] | None) -> Compiled | None:
     """Return a statement as the driver takes it (an INSERT: of these columns), None if it can't."""
-    found = cast(Any, statement).compile(dialect=dialect, column_keys=columns)
+    found = statement.compile(dialect=dialect, column_keys=columns)
     if found.post_compile_params or found.literal_execute_params:  # a list, for example
         return None
     if isinstance(statement, Insert):
@@ -63,16 +61,13 @@ def compiled(
     return Compiled(found.string, bind, constants, {i: it for i, it in result.items() if it})
 
 
-# A statement as a transaction by itself: its rows, of an INSERT the new primary key. None:
-# SQLAlchemy has to run it.
+# A statement as a transaction by itself. None: SQLAlchemy has to run it.
 Direct = Callable[[Compiled, Values], Awaitable[Rows | None]]
 # The engines for changes and for reads, and the direct ways of a read and of an INSERT.
 Server = tuple[AsyncEngine, AsyncEngine, Direct | None, Direct | None]
 
 
-async def execute(
-    engine: Engine, direct: Direct | None, statement: Executable, values: Values
-) -> Rows:
+async def execute(engine: Engine, direct: Direct | None, statement: Any, values: Values) -> Rows:
     """Run a statement as a transaction by itself; return its rows, or an INSERT's primary key."""
     inserts = isinstance(statement, Insert)
     columns = tuple(values) if inserts else None
@@ -99,9 +94,7 @@ async def execute(
         return await greenlet_spawn(work)
 
 
-def connect_to_server(
-    make: Callable[..., AsyncEngine], url: URL, replica: URL, size: int, send: Any, **options: Any
-) -> Server:
+def open_pools(make: Any, url: URL, replica: URL, size: int, send: Any, **options: Any) -> Server:
     """Return a server's two pools; two fifths of the connections are for changes."""
     options |= {"poolclass": InOrderPool, "pool_recycle": 1800}
     changes = round(size * 2 / 5) or 1  # an app changes less than it reads

@@ -5,11 +5,11 @@ from typing import Any
 from sqlalchemy import URL, Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from engine.direct import Server, connect_to_server
+from engine.direct import Server, open_pools
 
 
 def connect(url: URL, replica: URL, size: int, **options: Any) -> Server:
-    return connect_to_server(make_engine, url, replica, size, send, **options)
+    return open_pools(make_engine, url, replica, size, send, **options)
 
 
 def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:

@@ -10,8 +10,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.util import await_
 
 WAIT_MAX = 5  # seconds for a connection
-# A pool prints a traceback for a connection that died while it was out; whichever task had it has
-# met the error. Each pool's logger has the name of its module.
+# A pool prints a traceback for a connection that died while it was out; its task met the error.
 for name in ("sqlalchemy.pool", "engine.pool", "engine.sqlite"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 

@@ -6,7 +6,7 @@ import asyncpg
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from engine.direct import Server, connect_to_server
+from engine.direct import Server, open_pools
 from engine.url import hosts
 
 NOT_PREPARED = ("prepared_statement_cache_size", "0")  # as behind PgBouncer
@@ -19,7 +19,7 @@ def connect(url: URL, replica: URL, size: int, **options: Any) -> Server:
     # Without a transaction, PgBouncer may send the parts of a statement to several connections.
     pgbouncer = NOT_PREPARED in (*url.query.items(), *replica.query.items())
     direct = None if pgbouncer else send
-    return connect_to_server(make_engine, primary, replica, size, direct, **options)
+    return open_pools(make_engine, primary, replica, size, direct, **options)
 
 
 def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:

@@ -369,5 +369,9 @@ def connect(url: URL, _: URL, __: int, **options: Any) -> Server:
         if not pool.checkedin() and not pool.checkedout():
             writer.sync_engine.connect().close()
 
-    read, insert = QuickReads(reader.sync_engine).read, GroupCommit(writer.sync_engine).insert
-    return writer, reader, read, insert
+    return (
+        writer,
+        reader,
+        QuickReads(reader.sync_engine).read,
+        GroupCommit(writer.sync_engine).insert,
+    )

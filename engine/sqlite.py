@@ -271,7 +271,7 @@ class GroupCommit:
 
     async def insert(self, found: Compiled, row: Values) -> Any:
         """Insert a row, and return its id when it is on the disk."""
-        inserted: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        inserted = asyncio.Future[Any]()
         self.waiting.append((found.sql, found.parameters(row), inserted))
         if not self.task or self.task.done():
             # In no caller's context: the writer that it holds is not that caller's.
@@ -360,18 +360,13 @@ def connect(url: URL, _: URL, __: int, **options: Any) -> Server:
         raise SettingsError("DATABASE_URL: SQLite needs a file, for example sqlite:///roster.db")
     url = url.set(drivername="sqlite+loop")
     options["poolclass"] = FairPool
-    writer = create_async_engine(url, pool_size=1, connect_args={"writes": True}, **options)
+    writer: Any = create_async_engine(url, pool_size=1, connect_args={"writes": True}, **options)
     reader = create_async_engine(url, pool_size=4, connect_args={"writes": False}, **options)
 
     @event.listens_for(reader.sync_engine, "do_connect")
     def open_the_writer_first(*_: Any) -> None:
-        pool: Any = writer.pool
-        if not pool.checkedin() and not pool.checkedout():
+        if not writer.pool.checkedin() and not writer.pool.checkedout():
             writer.sync_engine.connect().close()
 
-    return (
-        writer,
-        reader,
-        QuickReads(reader.sync_engine).read,
-        GroupCommit(writer.sync_engine).insert,
-    )
+    read, insert = QuickReads(reader.sync_engine).read, GroupCommit(writer.sync_engine).insert
+    return writer, reader, read, insert

@@ -10,9 +10,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession as AnySession
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine.direct import Rows, Server, Values, execute
+from engine.direct import WAIT_MAX, Rows, Server, Values, execute
 from engine.errors import DEMOTED, codes, watch
-from engine.pool import WAIT_MAX
 from engine.tables import make_tables
 from engine.url import SettingsError, hosts, parse_url
 

@@ -22,8 +22,7 @@ DEMOTED = {"25006", "1290", "1792", "1836", "1047", "1180"}
 
 def codes(error: BaseException) -> list[str]:
     """Return what a database calls an error, the most telling code first; then names of classes."""
-    found: list[str] = []
-    names: list[str] = []
+    found, names = list[str](), list[str]()
     cause: BaseException | None = (isinstance(error, StatementError) and error.orig) or error
     while isinstance(cause, Exception):  # a CancelledError led to a TimeoutError, and says less
         if name := getattr(cause, "sqlite_errorname", None):

@@ -22,13 +22,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import await_, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
-from engine.direct import Compiled, Server, Values
+from engine.direct import Compiled, InOrderPool, Server, Values
 from engine.errors import codes, wrapped
-from engine.pool import InOrderPool
 from engine.url import SettingsError
 
-# FULL: an acknowledged commit is on the disk.
-WRITER = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+WRITER = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")  # FULL: a commit is on disk
 READER = ("query_only=ON", "wal_autocheckpoint=0")
 BUDGET = 0.003  # seconds of a statement on the loop
 STEPS = 1000  # of SQLite's machine, some 20 microseconds, after which it looks at the clock

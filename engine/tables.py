@@ -29,8 +29,7 @@ class WrongTables(Exception):
 
 def revisions_in(migrations: Path) -> list[str]:
     """Return the revisions in Alembic's folder, the oldest first."""
-    files = (migrations / "versions").glob("[0-9]*.py")
-    return sorted(path.name.partition("_")[0] for path in files)
+    return sorted(path.name.partition("_")[0] for path in migrations.glob("versions/[0-9]*.py"))
 
 
 def make_tables(connection: Connection, metadata: MetaData, migrations: Path) -> None:

@@ -258,6 +258,18 @@ def test_3_loop_does_not_wait_for_a_long_query_without_a_session(
     run_with_all(file, test)
 
 
+def test_3_long_query_is_answered_when_too_many_are_remembered(
+    file: Path, ticks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(_: AsyncEngine, reader: AsyncEngine) -> None:
+        monkeypatch.setattr(driver_module, "slow", {f"{i}" for i in range(1000)})
+        async with reader.connect() as reading:
+            assert await reading.scalar(READ, LONG) == LONG["n"]
+        assert len(driver_module.slow) == 1000
+
+    run(file, test)
+
+
 def test_3_loop_does_not_wait_for_a_long_write(file: Path, ticks: list[str]) -> None:
     async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
         async def write() -> None:

@@ -15,9 +15,8 @@ The only door of the package, which knows nothing of an app's tables. Tested in 
 """
 
 from engine.database import SERVERS, Database, NotSQL, Session, fetch, insert_row, place_of
-from engine.direct import Rows
+from engine.direct import WAIT_MAX, Rows
 from engine.errors import codes
-from engine.pool import WAIT_MAX
 from engine.tables import WrongTables, get_last_id, revisions_in, set_last_id
 from engine.types import UTCMillis
 from engine.url import SettingsError, check_certificates, hosts, parse_url

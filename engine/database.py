@@ -3,17 +3,15 @@
 import asyncio
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
-from sqlalchemy import Executable, Insert, MetaData, event
+from sqlalchemy import Executable, Insert, MetaData
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession as AnySession
-from sqlmodel import Session as SyncSession
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine.direct import Rows, Server, Values, execute
+from engine.direct import WAIT_MAX, Rows, Server, Values, execute
 from engine.errors import DEMOTED, codes, watch
-from engine.pool import WAIT_MAX
 from engine.tables import make_tables
 from engine.url import SettingsError, hosts, parse_url
 
@@ -32,22 +30,16 @@ class NotSQL(Exception):
 
 
 class Database:
-    """An SQL database: two pools of connections, and sessions that use them.
-
-    ``replica`` is the URL of a server that answers what only reads. ``size`` is the most
-    connections (SQLite: always six); none is opened before it is needed. Raises SettingsError.
-    """
+    """An SQL database: two pools of at most ``size`` connections, and sessions that use them."""
 
     def __init__(self, url: str, replica: str = "", size: int = 15) -> None:
         self.url = parse_url("DATABASE_URL", url)
         self.replica = parse_url("READ_DATABASE_URL", replica) if replica else None
         self.product = SERVERS[self.url.get_backend_name()]
-        if self.replica and (
-            self.product == "SQLite" or SERVERS[self.replica.get_backend_name()] != self.product
-        ):
-            raise SettingsError(
-                "READ_DATABASE_URL: only for PostgreSQL and MySQL: a replica of the same."
-            )
+        other = self.replica and SERVERS.get(self.replica.get_backend_name()) != self.product
+        if other or (self.replica and self.product == "SQLite"):
+            reason = "only for PostgreSQL and MySQL: a replica of the same."
+            raise SettingsError(f"READ_DATABASE_URL: {reason}")
         if self.product != "SQLite" and not self.url.database:
             example = "postgresql://host:5432/name"
             raise SettingsError(f"DATABASE_URL: it must name a database, as in {example}")
@@ -100,25 +92,10 @@ class Database:
         await self.writer.dispose()
 
 
-class ReadingSession(SyncSession):
-    """SQLAlchemy's half of a session for reading."""
-
-
-@event.listens_for(ReadingSession, "before_flush")
-def refuse_to_write(*_: Any) -> NoReturn:
-    raise InvalidRequestError(
-        "This session is for reading (GET, HEAD), and there is something to write. "
-        "Write in a POST, PUT, PATCH or DELETE, or in a session of open_session()."
-    )
-
-
 class Session(AsyncSession):
-    """A session of a ``Database``: made when it is used, committed when its block ends well.
+    """A session of a ``Database``: made when it is used, committed when its block ends well."""
 
-    A session that reads uses connections that cannot write, and raises InvalidRequestError if there
-    is something to write. So does every use of a session whose block has ended.
-    """
-
+    used = False  # and so has SQLAlchemy's half
     ended = False
 
     def __init__(self, database: Database | None, read_only: bool = False) -> None:
@@ -126,7 +103,6 @@ class Session(AsyncSession):
         self.read_only = read_only
 
     def __getattr__(self, name: str) -> Any:
-        # SQLAlchemy's half is missing: nothing has used this session yet.
         if self.database is None:
             raise NotSQL("This needs an SQL database, and DATABASE_URL names another kind.")
         if self.ended:
@@ -137,20 +113,15 @@ class Session(AsyncSession):
         if self.used or name.startswith("__"):
             raise AttributeError(name)
         engine = self.database.reader if self.read_only else self.database.writer
-        half = ReadingSession if self.read_only else SyncSession
-        super().__init__(engine, sync_session_class=half, expire_on_commit=False)
+        super().__init__(engine, expire_on_commit=False)
+        self.used = True
         return getattr(self, name)
-
-    @property
-    def used(self) -> bool:
-        """Whether it has SQLAlchemy's half."""
-        return "sync_session" in self.__dict__
 
     @property
     def idle(self) -> Database | None:
         """The database, if the session could be used and no transaction has begun."""
-        began = self.used and self.sync_session.in_transaction()
-        return None if began or self.ended else self.database
+        busy = self.ended or (self.used and self.sync_session.in_transaction())
+        return None if busy else self.database
 
     async def __aexit__(self, _: Any, error: BaseException | None, __: Any) -> None:
         try:
@@ -158,7 +129,10 @@ class Session(AsyncSession):
                 changed = self.new or self.deleted or any(map(self.is_modified, self.dirty))
                 refused = isinstance(error, DBAPIError) and READ_ONLY & {*codes(error)}
                 if refused or (changed and not error):
-                    refuse_to_write()
+                    raise InvalidRequestError(
+                        "This session is for reading (GET, HEAD), and there is something to write."
+                        " Write in a POST, PUT, PATCH or DELETE, or in a session of open_session()."
+                    )
             elif self.used and not error:
                 await self.commit()
         finally:
@@ -166,7 +140,7 @@ class Session(AsyncSession):
             if self.used:
                 # SQLAlchemy's own way closes in another task: more work, and others wait for it.
                 await self.close()
-                del self.sync_session, self._proxied
+                del self.sync_session, self._proxied, self.used
 
 
 def place_of(session: AnySession) -> str:
@@ -179,15 +153,10 @@ async def fetch(
     session: AnySession,
     statement: Executable,
     values: Values | None = None,
-    primary: bool = False,
-    expensive: bool = False,
+    primary: bool = False,  # ask the server that takes the changes, not a replica
+    expensive: bool = False,  # it may take long: wait until it is one of few such statements
 ) -> Rows:
-    """Return the rows of a statement that selects columns.
-
-    It is fast in an idle session for reading, with a statement that is built once and takes its
-    values as bind parameters. ``primary``: ask the server that takes the changes, not a replica.
-    ``expensive``: it may take long, and waits until it is one of few such statements.
-    """
+    """Return the rows of a statement that selects columns."""
     if expensive and isinstance(session, Session) and session.database:
         async with session.database.expensive:
             return await fetch(session, statement, values, primary)
@@ -201,10 +170,7 @@ async def fetch(
 
 
 async def insert_row(session: AnySession, statement: Insert, row: Values) -> Any:
-    """Insert a row and commit; return its primary key, of one column. Raises IntegrityError.
-
-    It is fast in an idle session, with a statement that is built once.
-    """
+    """Insert a row and commit; return its primary key, of one column. Raises IntegrityError."""
     if isinstance(session, Session) and not session.read_only and (database := session.idle):
         return await database.insert(statement, row)
     result: Any = await (await session.connection()).execute(statement, row)

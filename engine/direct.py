@@ -1,21 +1,23 @@
-"""Statements as a driver takes them, compiled once: SQLAlchemy's text and conversions of values.
-
-Its own steps between them take several times as long as a small statement. What is unusual goes
-SQLAlchemy's way: a statement that is finished for each run, a connection that must be opened.
-"""
+"""Statements as a driver takes them, compiled once, and a pool that lends connections to them."""
 
 import asyncio
+import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import URL, Dialect, Engine, Executable, Insert
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import URL, Dialect, Engine, Insert, exc
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+from sqlalchemy.util import await_, greenlet_spawn
 
 from engine.errors import DEMOTED, REJECTED, codes, wrapped
-from engine.pool import InOrderPool, is_closed
+
+WAIT_MAX = 5  # seconds for a connection
+# A pool prints a traceback for a connection that died while it was out; its task met the error.
+for name in ("sqlalchemy.pool", "engine.direct", "engine.sqlite"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 Rows = Sequence[Sequence[Any]]
 Values = dict[str, Any]
@@ -41,14 +43,9 @@ class Compiled(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def compiled(
-    statement: Executable, dialect: Dialect, columns: tuple[str, ...] | None = None
-) -> Compiled | None:
-    """Return a statement as the driver takes it (an INSERT: of these columns), None if it can't.
-
-    The cache finds it by identity, so a statement that is built for each request gains nothing.
-    """
-    found = cast(Any, statement).compile(dialect=dialect, column_keys=columns)
+def compiled(statement: Any, dialect: Dialect, columns: tuple[str, ...] | None) -> Compiled | None:
+    """Return a statement as the driver takes it (an INSERT: of these columns), None if it can't."""
+    found = statement.compile(dialect=dialect, column_keys=columns)
     if found.post_compile_params or found.literal_execute_params:  # a list, for example
         return None
     if isinstance(statement, Insert):
@@ -70,18 +67,13 @@ def compiled(
     return Compiled(found.string, bind, constants, {i: it for i, it in result.items() if it})
 
 
-# A statement as a transaction by itself: its rows, of an INSERT the new primary key. None:
-# SQLAlchemy has to run it.
+# A statement as a transaction by itself. None: SQLAlchemy has to run it.
 Direct = Callable[[Compiled, Values], Awaitable[Rows | None]]
 # The engines for changes and for reads, and the direct ways of a read and of an INSERT.
 Server = tuple[AsyncEngine, AsyncEngine, Direct | None, Direct | None]
-# A statement on a driver's connection, with its parameters.
-Send = Callable[[Any, str, list[Any]], Awaitable[Rows]]
 
 
-async def execute(
-    engine: Engine, direct: Direct | None, statement: Executable, values: Values
-) -> Rows:
+async def execute(engine: Engine, direct: Direct | None, statement: Any, values: Values) -> Rows:
     """Run a statement as a transaction by itself; return its rows, or an INSERT's primary key."""
     inserts = isinstance(statement, Insert)
     columns = tuple(values) if inserts else None
@@ -101,16 +93,68 @@ async def execute(
     # SQLAlchemy's asyncio methods each start a greenlet; here one is enough for all of them.
     try:
         return await greenlet_spawn(work)
-    except DBAPIError as error:
+    except exc.DBAPIError as error:
         # The server closed the connection before it answered. Reading twice is harmless.
         if inserts or not error.connection_invalidated:
             raise
         return await greenlet_spawn(work)
 
 
-def connect_to_server(
-    make: Callable[..., AsyncEngine], url: URL, replica: URL, size: int, send: Any, **options: Any
-) -> Server:
+class InOrderPool(AsyncAdaptedQueuePool):
+    """A pool with a slot for each connection, which asyncio hands out in order."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "use_lifo": True})
+        self.slots = asyncio.Semaphore(self.size())
+
+    async def wait_for_slot(self) -> None:
+        if not self.slots.locked():
+            await self.slots.acquire()  # without the cost of a timer
+            return
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self.slots.acquire()
+        except TimeoutError:
+            raise exc.TimeoutError(f"no connection in {self._timeout} seconds") from None
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        await_(self.wait_for_slot())
+        try:
+            entry = super()._do_get()
+            if is_closed(entry):  # to ask the server, too, would cost a round trip
+                entry.invalidate()
+        except BaseException:
+            self.slots.release()
+            raise
+        return entry
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        super()._do_return_conn(record)
+        self.slots.release()
+
+    give_back = _do_return_conn
+
+    async def borrow(self) -> ConnectionPoolEntry | None:
+        """Wait for a connection and return its entry. None: SQLAlchemy has to open one."""
+        await self.wait_for_slot()
+        if self.checkedin():
+            entry: Any = self._pool.get_nowait()
+            old = -1 < self._recycle < time.time() - entry.starttime
+            if not (old or entry._is_hard_or_soft_invalidated() or is_closed(entry)):
+                return entry  # type: ignore[no-any-return]
+            self._pool.put_nowait(entry)  # the last one in is the first one that SQLAlchemy takes
+        self.slots.release()
+        return None
+
+
+def is_closed(entry: ConnectionPoolEntry) -> bool:
+    """Return whether the driver knows that the server has closed the connection."""
+    connection: Any = entry.driver_connection
+    is_closed = getattr(connection, "is_closed", None)  # asyncpg's; the other is asyncmy's
+    return bool(is_closed() if is_closed else getattr(connection, "_stream_broken", False))
+
+
+def open_pools(make: Any, url: URL, replica: URL, size: int, send: Any, **options: Any) -> Server:
     """Return a server's two pools; two fifths of the connections are for changes."""
     options |= {"poolclass": InOrderPool, "pool_recycle": 1800}
     changes = round(size * 2 / 5) or 1  # an app changes less than it reads
@@ -121,12 +165,11 @@ def connect_to_server(
     return writer, reader, read, insert
 
 
-async def run(engine: Engine, send: Send, reads: bool, found: Compiled, values: Values) -> Any:
+async def run(engine: Engine, send: Any, reads: bool, found: Compiled, values: Values) -> Any:
     """Run a statement on a borrowed connection: a ``Direct``, whose errors are SQLAlchemy's."""
     parameters = found.parameters(values)
     pool = cast(InOrderPool, engine.pool)
-    entry = await pool.borrow()
-    if entry is None:
+    if not (entry := await pool.borrow()):
         return None
     try:
         return await send(entry.driver_connection, found.sql, parameters)

@@ -14,22 +14,15 @@ SPECIFIC = (
 )
 # How uvloop and asyncmy, as a RuntimeError, report a connection that the server has just closed.
 CLOSED = ("the handler is closed", "Transport does not expose socket")
-# A value that asyncpg rejected when the statement was prepared. Outside a transaction, the
-# connection would hold the statement's locks until it is used again. PostgreSQL is more precise.
+# A value that asyncpg rejected after it prepared the statement, whose locks the connection holds.
 REJECTED = "22000"
-# "This server takes no changes now", of PostgreSQL and MySQL; the last two are those of a Galera
-# node that has lost the majority of its cluster.
+# "This server takes no changes now", of PostgreSQL, MySQL and (the last two) Galera.
 DEMOTED = {"25006", "1290", "1792", "1836", "1047", "1180"}
 
 
 def codes(error: BaseException) -> list[str]:
-    """Return what a database calls an error, the most telling code first.
-
-    That is SQLite's name for it, MySQL's number, or PostgreSQL's SQLSTATE, with the more general
-    code that each belongs to; then the names of the classes of the causes, the first cause first.
-    """
-    found: list[str] = []
-    names: list[str] = []
+    """Return what a database calls an error, the most telling code first; then names of classes."""
+    found, names = list[str](), list[str]()
     cause: BaseException | None = (isinstance(error, StatementError) and error.orig) or error
     while isinstance(cause, Exception):  # a CancelledError led to a TimeoutError, and says less
         if name := getattr(cause, "sqlite_errorname", None):

@@ -2,15 +2,14 @@
 
 from typing import Any
 
-import asyncmy  # noqa: F401 (if it isn't installed, this is the place that says so)
 from sqlalchemy import URL, Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from engine.direct import Rows, Server, connect_to_server
+from engine.direct import Server, open_pools
 
 
 def connect(url: URL, replica: URL, size: int, **options: Any) -> Server:
-    return connect_to_server(make_engine, url, replica, size, send, **options)
+    return open_pools(make_engine, url, replica, size, send, **options)
 
 
 def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
@@ -46,8 +45,7 @@ def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
     return engine
 
 
-async def send(connection: Any, sql: str, parameters: list[Any]) -> Rows:
+async def send(connection: Any, sql: str, parameters: list[Any]) -> Any:
     async with connection.cursor() as cursor:
         await cursor.execute(sql, parameters)
-        rows: Rows = await cursor.fetchall() if cursor.description else [(cursor.lastrowid,)]
-        return rows
+        return await cursor.fetchall() if cursor.description else [(cursor.lastrowid,)]

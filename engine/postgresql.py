@@ -6,7 +6,7 @@ import asyncpg
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from engine.direct import Rows, Server, connect_to_server
+from engine.direct import Server, open_pools
 from engine.url import hosts
 
 NOT_PREPARED = ("prepared_statement_cache_size", "0")  # as behind PgBouncer
@@ -19,7 +19,7 @@ def connect(url: URL, replica: URL, size: int, **options: Any) -> Server:
     # Without a transaction, PgBouncer may send the parts of a statement to several connections.
     pgbouncer = NOT_PREPARED in (*url.query.items(), *replica.query.items())
     direct = None if pgbouncer else send
-    return connect_to_server(make_engine, primary, replica, size, direct, **options)
+    return open_pools(make_engine, primary, replica, size, direct, **options)
 
 
 def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
@@ -45,20 +45,15 @@ def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
         url = url.difference_update_query(tls)
         connect_args["dsn"] = URL.create("postgresql", query=tls).render_as_string()
     if NOT_PREPARED in url.query.items():
-        # Each transaction may have another connection to the server, where a statement that was
-        # prepared before isn't known: asyncpg then sends its text and its values together.
+        # asyncpg then sends a statement's text and its values together.
         connect_args["statement_cache_size"] = 0
-    connect_args["async_creator_fn"] = connect_to_one
     url = url.set(drivername="postgresql+asyncpg")
+    connect_args["async_creator_fn"] = connect_to_one
     return create_async_engine(url, connect_args=connect_args, **options)
 
 
 async def connect_to_one(**options: Any) -> Any:
-    """Connect to the first of several hosts that has the right role. Raises errors of asyncpg.
-
-    A machine that is gone refuses nothing, and the time limit is for all hosts together. When it
-    passes, the other hosts come first, now and the next time.
-    """
+    """Connect to the first of several hosts that has the right role. Raises errors of asyncpg."""
     host = options["host"]
     first = host[0]
     try:
@@ -67,7 +62,7 @@ async def connect_to_one(**options: Any) -> Any:
         except TimeoutError:
             if not isinstance(host, list):
                 raise
-            if host[0] is first:
+            if host[0] is first:  # now and the next time, the others come first
                 for each in (host, options["port"]):
                     each.append(each.pop(0))
             return await asyncpg.connect(**options)
@@ -75,6 +70,5 @@ async def connect_to_one(**options: Any) -> Any:
         raise asyncpg.InterfaceError(type(error).__name__) from error
 
 
-async def send(connection: Any, sql: str, parameters: list[Any]) -> Rows:
-    rows: Rows = await connection.fetch(sql, *parameters)
-    return rows
+async def send(connection: Any, sql: str, parameters: list[Any]) -> Any:
+    return await connection.fetch(sql, *parameters)

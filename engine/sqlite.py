@@ -1,7 +1,4 @@
-"""SQLite for SQLAlchemy's asyncio half: what is quick runs on the event loop, the rest in a thread.
-
-``README.md`` says why, and has thirteen promises; the numbers in comments are theirs.
-"""
+"""SQLite for SQLAlchemy's asyncio half. Numbers in comments are those of README.md's promises."""
 
 import asyncio
 import os
@@ -22,21 +19,19 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.exc import ArgumentError, InvalidRequestError
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import await_, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
-from engine.direct import Compiled, Server, Values
+from engine.direct import Compiled, InOrderPool, Server, Values
 from engine.errors import codes, wrapped
-from engine.pool import InOrderPool
 from engine.url import SettingsError
 
-# FULL: an acknowledged commit is on the disk.
-WRITER = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+WRITER = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")  # FULL: a commit is on disk
 READER = ("query_only=ON", "wal_autocheckpoint=0")
 BUDGET = 0.003  # seconds of a statement on the loop
 STEPS = 1000  # of SQLite's machine, some 20 microseconds, after which it looks at the clock
-OPTIONS: dict[str, Any] = {"timeout": 0, "check_same_thread": False}
+PATIENCE = 5  # seconds for a lock of another process
+OPTIONS: dict[str, Any] = {"timeout": 0}
 # Python begins no transactions (9).
 OPTIONS |= {"autocommit": True} if sys.version_info >= (3, 12) else {"isolation_level": None}
 
@@ -53,8 +48,8 @@ class Connection(sqlite3.Connection):
     first_busy = last_busy = 0.0
     failure: sqlite3.Error | None = None  # that undid the transaction
 
-    def set_up(self, dialect: "Dialect", writes: bool, patience: float) -> None:
-        self.dialect, self.writes, self.patience = dialect, writes, patience
+    def set_up(self, dialect: "Dialect", writes: bool) -> None:
+        self.dialect, self.writes = dialect, writes
         self.thread = ThreadPoolExecutor(1, "sqlite")
 
     def cursor(self, *_: Any) -> "Cursor":  # type: ignore[override]  # it makes no other kind
@@ -65,8 +60,7 @@ class Connection(sqlite3.Connection):
         return super().cursor().execute(sql, parameters)
 
     def begin(self) -> None:
-        # A writer takes the lock now, before it reads what it will change (8).
-        if self.writes:
+        if self.writes:  # it takes the lock before it reads what it will change (8)
             self.dialect.check_file()
             self.retry(lambda: self.send("BEGIN IMMEDIATE"))
             self.failure = None
@@ -109,11 +103,9 @@ class Connection(sqlite3.Connection):
         """Run a statement on the loop if it is a quick SELECT, else in the thread (3)."""
         self.check()
         if (not self.writes or sql[:6].upper() == "SELECT") and sql not in slow:
-            try:
-                return self.retry(lambda: self.on_loop(sql, work))
-            except sqlite3.OperationalError:
-                if sql not in slow:
-                    raise
+            found = self.retry(lambda: self.on_loop(sql, work))
+            if found is not None:
+                return found
         result, processor = self.retry(lambda: self.in_thread(lambda: timed(work), stoppable=True))
         if processor <= BUDGET:
             slow.discard(sql)
@@ -133,23 +125,25 @@ class Connection(sqlite3.Connection):
                     self.failure = error
                 # After others have just given up, this one need not wait as long again.
                 now = time.monotonic()
-                if now - self.last_busy > self.patience:
+                if now - self.last_busy > PATIENCE:
                     self.first_busy = now
                 self.last_busy = now
-                if "SQLITE_BUSY" not in codes(error) or now - self.first_busy > self.patience:
+                if "SQLITE_BUSY" not in codes(error) or now - self.first_busy > PATIENCE:
                     raise
             await_(asyncio.sleep(0.005))
 
     def on_loop(self, sql: str, work: Callable[[], Any]) -> Any:
-        """Run a SELECT here; interrupt it when the budget is spent, and call it slow."""
+        """Run a SELECT here; None: the budget is spent, and the SELECT slow."""
         deadline = time.monotonic() + BUDGET
         self.set_progress_handler(lambda: time.monotonic() > deadline, STEPS)
         try:
             return work()
         except sqlite3.OperationalError as error:
-            if "SQLITE_INTERRUPT" in codes(error) and len(slow) < 1000:
+            if "SQLITE_INTERRUPT" not in codes(error):
+                raise
+            if len(slow) < 1000:
                 slow.add(sql)
-            raise
+            return None
         finally:
             self.set_progress_handler(None, STEPS)
 
@@ -215,7 +209,7 @@ async def give_way() -> None:
 
 
 class FairPool(InOrderPool):
-    def connect(self) -> PoolProxiedConnection:
+    def connect(self) -> Any:
         held = HELD.get()()
         if held and held.is_valid and held._pool is self:
             raise InvalidRequestError(
@@ -232,10 +226,9 @@ class FairPool(InOrderPool):
 class QuickReads:
     """Reads without a session, on a connection that no slow one takes (8)."""
 
-    shared: Any = None
-
     def __init__(self, reader: Engine) -> None:
         self.reader = reader
+        self.shared: Any = None
         event.listen(reader, "engine_disposed", self.close)
 
     async def read(self, found: Compiled, values: Values) -> Any:
@@ -269,27 +262,26 @@ class QuickReads:
 class GroupCommit:
     """One transaction for all rows that arrive while the one before it is committed (11)."""
 
-    task: asyncio.Task[None] | None = None
-
     def __init__(self, writer: Engine) -> None:
         self.writer = writer
+        self.task: asyncio.Task[None] | None = None
         self.waiting: list[tuple[str, list[Any], asyncio.Future[Any]]] = []
 
     async def insert(self, found: Compiled, row: Values) -> Any:
         """Insert a row, and return its id when it is on the disk."""
-        inserted: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        inserted = asyncio.Future[Any]()
         self.waiting.append((found.sql, found.parameters(row), inserted))
         if not self.task or self.task.done():
             # In no caller's context: the writer that it holds is not that caller's.
-            self.task = asyncio.create_task(self.commit_groups(), context=Context())
+            self.task = asyncio.create_task(greenlet_spawn(self.commit), context=Context())
         outcome = await inserted
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    async def commit_groups(self) -> None:
+    def commit(self) -> None:
         while self.waiting:
-            await greenlet_spawn(self.commit_group)
+            self.commit_group()
 
     def commit_group(self) -> None:
         """Insert the rows that wait when the transaction begins, and tell their callers."""
@@ -327,10 +319,10 @@ class Dialect(SQLiteDialect_pysqlite):
     path = ""
     file: os.stat_result | None = None  # that the first connection has found there
 
-    def connect(self, *args: Any, writes: bool, timeout: float = 5, **options: Any) -> Any:
+    def connect(self, *args: Any, writes: bool, **options: Any) -> Any:
         self.check_file()  # or SQLite might make the file again, after all
-        connection = sqlite3.connect(*args, factory=Connection, **{**options, **OPTIONS})
-        connection.set_up(self, writes, timeout)
+        connection = sqlite3.connect(*args, factory=Connection, **(options | OPTIONS))
+        connection.set_up(self, writes)
         try:
             for pragma in WRITER if writes else READER:
                 connection.cursor().execute(f"PRAGMA {pragma}")
@@ -362,18 +354,16 @@ registry.register("sqlite.loop", __name__, "Dialect")
 
 
 def connect(url: URL, _: URL, __: int, **options: Any) -> Server:
-    memory = url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
-    if url.host or memory:
+    if url.host or url.database in (None, "", ":memory:"):
         raise SettingsError("DATABASE_URL: SQLite needs a file, for example sqlite:///roster.db")
     url = url.set(drivername="sqlite+loop")
     options["poolclass"] = FairPool
-    writer = create_async_engine(url, pool_size=1, connect_args={"writes": True}, **options)
+    writer: Any = create_async_engine(url, pool_size=1, connect_args={"writes": True}, **options)
     reader = create_async_engine(url, pool_size=4, connect_args={"writes": False}, **options)
 
     @event.listens_for(reader.sync_engine, "do_connect")
     def open_the_writer_first(*_: Any) -> None:
-        pool: Any = writer.pool
-        if not pool.checkedin() and not pool.checkedout():
+        if not writer.pool.checkedin() and not writer.pool.checkedout():
             writer.sync_engine.connect().close()
 
     read, insert = QuickReads(reader.sync_engine).read, GroupCommit(writer.sync_engine).insert

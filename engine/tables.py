@@ -1,10 +1,4 @@
-"""The tables of a database: which revision they have, and which ids they gave.
-
-An empty database gets the tables of the models at once. From then on only Alembic changes them: at
-start the revision that Alembic stored in ``alembic_version`` must be that of the newest migration.
-Revisions are read from file names (``0001_users.py`` is 0001): importing Alembic takes longer than
-all else at start.
-"""
+"""The tables of a database: which revision they have, and which ids they gave."""
 
 import re
 from pathlib import Path
@@ -14,9 +8,7 @@ from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncSession
 
 STAMP = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
-# How each database is asked for the newest id of a table, and told it: {0} is the table, {1} the
-# id, {2} the next one. In MySQL's information_schema the counter can be a day old. A sequence of
-# PostgreSQL's has no 0: it is at 1, but 1 was not given.
+# {0} is the table, {1} the id, {2} the next one. A sequence of PostgreSQL's has no 0.
 LAST_ID = {
     "sqlite": "SELECT seq FROM sqlite_sequence WHERE name = '{0}'",
     "postgresql": "SELECT last_value FROM pg_sequences"
@@ -37,31 +29,25 @@ class WrongTables(Exception):
 
 def revisions_in(migrations: Path) -> list[str]:
     """Return the revisions in Alembic's folder, the oldest first."""
-    files = (migrations / "versions").glob("[0-9]*.py")
-    return sorted(path.name.partition("_")[0] for path in files)
+    return sorted(path.name.partition("_")[0] for path in migrations.glob("versions/[0-9]*.py"))
 
 
 def make_tables(connection: Connection, metadata: MetaData, migrations: Path) -> None:
-    """Make the tables if there are none. Raises WrongTables if there are others than expected.
-
-    Of several processes that do so at once, all but one get an error from the database, and start
-    again.
-    """
-    encoding = connection.dialect.name == "postgresql" and connection.scalar(
-        sql("SHOW server_encoding")
-    )
-    if encoding not in (False, "UTF8"):
-        raise WrongTables(f"has the encoding {encoding}: create it with ENCODING 'UTF8'")
+    """Make the tables if there are none. Raises WrongTables if there are others than expected."""
+    if connection.dialect.name == "postgresql":
+        encoding = connection.scalar(sql("SHOW server_encoding"))
+        if encoding != "UTF8":
+            raise WrongTables(f"has the encoding {encoding}: create it with ENCODING 'UTF8'")
     revisions = revisions_in(migrations)
     if not revisions:
         raise WrongTables(f"cannot be compared: {migrations.name}/versions has no migration")
     newest = revisions[-1]
     # MySQL and MariaDB commit each table alone.
     unfinished = f"{newest} unfinished"
-    inspector = inspect(connection)
     # The process that makes the tables stamps first, so ask for the tables before the stamp.
-    made = any(inspector.has_table(name) for name in metadata.tables)
-    stamped = inspect(connection).has_table(STAMP.name)
+    made = any(map(inspect(connection).has_table, metadata.tables))
+    inspector = inspect(connection)
+    stamped = inspector.has_table(STAMP.name)
     found = set(connection.scalars(select(STAMP.c.version_num))) if stamped else set()
     if (not made and found <= {newest}) or unfinished in found:
         stamp(connection, unfinished)
@@ -69,25 +55,23 @@ def make_tables(connection: Connection, metadata: MetaData, migrations: Path) ->
         stamp(connection, newest)
         return
     there = found or {revisions[0]}  # release 0.1.0 made its tables without a stamp
-    for name, table in metadata.tables.items() if not found else ():
-        columns = inspector.get_columns(name) if inspector.has_table(name) else []
-        if {column["name"] for column in columns} - {*table.columns.keys()}:
-            raise WrongTables(f"has a table {name} of another program: name another database")
-    if not there.issubset(revisions):
-        which = ", ".join(sorted(there))
-        raise WrongTables(f"has tables of revision {which}, of a newer release: start that one")
+    wanted = {(name, one.name) for name, table in metadata.tables.items() for one in table.columns}
+    columns = inspector.get_multi_columns(filter_names=[*metadata.tables])
+    present = {(name, column["name"]) for (_, name), each in columns.items() for column in each}
+    missing = wanted - present if there == {newest} else set()
+    other = present - wanted or missing
+    if other and not found:
+        name = min(other)[0]
+        raise WrongTables(f"has a table {name} of another program: name another database")
     if there != {newest}:
-        needed = f"this release needs {newest}: run alembic upgrade head"
-        raise WrongTables(f"has tables of revision {max(there)}, {needed}")
-    for name, table in metadata.tables.items():
-        columns = inspector.get_columns(name) if inspector.has_table(name) else []
-        missing = set(table.columns.keys()) - {column["name"] for column in columns}
-        if missing and not found:
-            raise WrongTables(f"has a table {name} of another program: name another database")
-        if missing:
-            commands = "alembic revision --autogenerate, then alembic upgrade head"
-            which = f"{name}.{min(missing)}"
-            raise WrongTables(f"has no column {which}, and no migration adds it: run {commands}")
+        advice = f"this release needs {newest}: run alembic upgrade head"
+        if not there.issubset(revisions):
+            advice = "of a newer release: start that one"
+        raise WrongTables(f"has tables of revision {', '.join(sorted(there))}, {advice}")
+    if missing:
+        which = ".".join(min(missing))
+        commands = "alembic revision --autogenerate, then alembic upgrade head"
+        raise WrongTables(f"has no column {which}, and no migration adds it: run {commands}")
     if not found:
         stamp(connection, newest)
 

@@ -30,11 +30,7 @@ def as_text(element: AsText, compiler: SQLCompiler, **options: Any) -> str:
 
 
 class UTCMillis(UTCDateTime):
-    """SQLModel's aware UTC datetime, with milliseconds on MySQL and MariaDB too (default: none).
-
-    A SELECT reads it as text, of which Python makes a datetime several times as fast as the drivers
-    do of their own formats. (https://docs.sqlalchemy.org/en/21/core/compiler.html)
-    """
+    """SQLModel's aware UTC datetime, with milliseconds on MySQL and MariaDB too (default: none)."""
 
     cache_ok = True
 

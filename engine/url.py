@@ -55,7 +55,7 @@ def parse_url(setting: str, value: str) -> URL:
         wrong = "of several hosts, each needs its port: host1:5432,host2:5432"
     elif unknown := NOT_TAKEN & {*url.query}:
         wrong = f"the driver has no option {min(unknown)}, or not with this value."
-    elif url.drivername == "sqlite" and url.query:
+    elif url.get_backend_name() == "sqlite" and url.query:
         wrong = "SQLite takes no options after a ?"
     if wrong:
         raise SettingsError(f"{setting}: {wrong}")

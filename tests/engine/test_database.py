@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 
-from engine import Database, Session, UTCMillis, codes, fetch, insert_row
+from engine import Database, Session, SettingsError, UTCMillis, codes, fetch, insert_row
 
 THEN = datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)
 on_each = pytest.mark.parametrize("database", ["sqlite", "postgresql", "mysql"], indirect=True)
@@ -275,6 +275,12 @@ def test_only_the_driver_in_use_is_imported(url: str, driver: str) -> None:
     code = "import app, auth, cli, db\ndb.get_backend()"
     assert loaded(code, url) & drivers - {"cryptography"} == {driver} & drivers
     assert not loaded("import app, cli", url) & drivers
+
+
+def test_replica_of_another_kind_is_a_wrong_setting() -> None:
+    for url in ("mysql://a@localhost/b", "oracle://a@localhost/b"):
+        with pytest.raises(SettingsError, match="READ_DATABASE_URL: only for"):
+            Database("postgresql://a@localhost/b", url)
 
 
 def test_type_of_a_session(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_, greenlet_spawn
 
 from engine import Database, sqlite  # sqlite registers sqlite+loop
-from engine.pool import InOrderPool
+from engine.direct import InOrderPool
 
 
 def run(file: Path, test: Callable[[AsyncEngine], Awaitable[None]]) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session as SyncSession
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from engine import Database
-from engine.pool import InOrderPool
+from engine.direct import InOrderPool
 
 postgresql: Any = postgresql_  # its classes are not typed
 

@@ -75,12 +75,12 @@ def ticks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def run(file: Path, test: Test, options: str = "") -> None:
+def run(file: Path, test: Test) -> None:
     """Run a test's coroutine with the writer and the reader of a new file."""
-    run_with_all(file, lambda engines: test(engines.writer, engines.reader), options)
+    run_with_all(file, lambda engines: test(engines.writer, engines.reader))
 
 
-def run_with_all(file: Path, test: TestOfAll, options: str = "") -> None:
+def run_with_all(file: Path, test: TestOfAll) -> None:
     """Run a test's coroutine with the engines of a new file, which has a table ``t``.
 
     What the loop calls without anybody who waits for it must not raise either.
@@ -89,7 +89,7 @@ def run_with_all(file: Path, test: TestOfAll, options: str = "") -> None:
 
     async def with_engines() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, what: unheard.append(what))
-        engines: Database = Database(f"sqlite:///{file}{options}", size=1)
+        engines: Database = Database(f"sqlite:///{file}", size=1)
         try:
             async with engines.writer.begin() as writing:
                 await writing.execute(text("CREATE TABLE t (i)"))
@@ -175,7 +175,11 @@ def test_1_loop_does_not_wait_for_a_lock(file: Path) -> None:
     assert rows(file) == [1]
 
 
-def test_1_patience_ends_for_all_who_wait_for_one_lock(file: Path) -> None:
+def test_1_patience_ends_for_all_who_wait_for_one_lock(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_module, "PATIENCE", 1)
+
     async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
         outside = sqlite3.connect(file, isolation_level=None)
         outside.execute("BEGIN IMMEDIATE")
@@ -195,7 +199,7 @@ def test_1_patience_ends_for_all_who_wait_for_one_lock(file: Path) -> None:
         outside.close()
         await insert(writer, 2)
 
-    run(file, test, "?timeout=1")
+    run(file, test)
     assert rows(file) == [2]
 
 
@@ -252,6 +256,18 @@ def test_3_loop_does_not_wait_for_a_long_query_without_a_session(
         assert ticks == ["MainThread", "sqlite", "sqlite", "sqlite", "MainThread"]
 
     run_with_all(file, test)
+
+
+def test_3_long_query_is_answered_when_too_many_are_remembered(
+    file: Path, ticks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(_: AsyncEngine, reader: AsyncEngine) -> None:
+        monkeypatch.setattr(driver_module, "slow", {f"{i}" for i in range(1000)})
+        async with reader.connect() as reading:
+            assert await reading.scalar(READ, LONG) == LONG["n"]
+        assert len(driver_module.slow) == 1000
+
+    run(file, test)
 
 
 def test_3_loop_does_not_wait_for_a_long_write(file: Path, ticks: list[str]) -> None:
@@ -643,7 +659,11 @@ def test_11_row_that_is_refused_leaves_the_others_alone(file: Path) -> None:
     assert rows(file) == [1, 2, 3]
 
 
-def test_11_transaction_that_fails_fails_for_all_who_share_it(file: Path) -> None:
+def test_11_transaction_that_fails_fails_for_all_who_share_it(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_module, "PATIENCE", 0.3)
+
     async def test(engines: Database) -> None:
         async with engines.writer.begin() as writing:
             await writing.execute(text("CREATE UNIQUE INDEX one ON t (i)"))
@@ -661,7 +681,7 @@ def test_11_transaction_that_fails_fails_for_all_who_share_it(file: Path) -> Non
         outside.close()
         await engines.insert(insert_into(T), {"i": 5})
 
-    run_with_all(file, test, "?timeout=0.3")
+    run_with_all(file, test)
     assert rows(file) == [5]
 
 

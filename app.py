@@ -9,12 +9,12 @@ import auth
 import errors
 from db import StoreDep
 from errors import NOT_FOUND, NOT_MODIFIED, READ, SEND, STALE, TAKEN, WRITE
-from export import EXPORT, Format, StreamStoreDep, WholeResponse, to_pieces
+from export import EXPORT, Format, StreamStoreDep, WholeResponse, read_pages
 from fields import UserId, Words
 from headers import WEB
 from lifespan import lifespan, telemetry
 from limits import IfMatch, Route, each
-from models import BulkOfRows, BulkResult, UserCreate, UserPage, UserRead, UserUpdate
+from models import FIELDS, BulkOfRows, BulkResult, UserCreate, UserPage, UserRead, UserUpdate
 from paging import UserQuery
 from store import read_page
 
@@ -94,7 +94,7 @@ async def export_users(
     request: Request, store: StreamStoreDep, format: Format = "jsonl", q: Words = ""
 ) -> WholeResponse:
     """Download every user, or those that `q` finds, by id."""
-    return WholeResponse(request, to_pieces(store, format, q), "users", format)
+    return WholeResponse(request, read_pages(store, q), FIELDS, "users", format)
 
 
 @app.get("/livez", tags=["health"], responses=errors.LIVE)

@@ -248,7 +248,7 @@ async def read_table(table: Table, database: Database) -> AsyncIterator[list[dic
 async def remove_different(
     theirs: UserStore, ours: UserStore, destination: Backend, tables: list[Table]
 ) -> None:
-    """Remove what an interrupted copy left: rows, and users that the source has not or not so."""
+    """Remove what an interrupted copy left: all rows, and the users that differ from the source."""
     if isinstance(destination, Database):
         async with destination.writer.begin() as connection:
             for table in reversed(tables):
@@ -511,10 +511,7 @@ def check(data: Any) -> UserCreate | str:
 
 @app.command()
 @one_line
-async def export(
-    format: Annotated[Format, typer.Option()] = "jsonl",
-    url: DatabaseUrl = None,
-) -> None:
+async def export(format: Format = "jsonl", url: DatabaseUrl = None) -> None:
     """Print every user, by id: the same as the API's /users/export."""
     url = database_url(url)
     sqlite_file(url)

@@ -79,6 +79,8 @@ async def paginate(
         places = [(column, literal(at, column.type)) for column, at in position if at is not None]
         columns, values = (tuple_(*those) for those in zip(*places, strict=True))
         rows = rows.where(columns < values if descending else columns > values)
+        if not by.nullable:  # MySQL's index follows no comparison of rows, but this
+            rows = rows.where(by <= value if descending else by >= value)
     rows = rows.order_by(*(column.desc() if descending else column for column in order))
     items = (await session.exec(rows.limit(query.limit + 1))).unique().all()
     page: dict[str, Any] = {"items": items[: query.limit], "next": None}

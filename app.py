@@ -19,11 +19,11 @@ from errors import (  # what OpenAPI says of the other responses
     UNREACHABLE,
     WRITE,
 )
-from export import EXPORT, Format, StreamStoreDep, WholeResponse, to_pieces
+from export import EXPORT, Format, StreamStoreDep, WholeResponse, read_pages
 from fields import UserId, Words
 from lifespan import lifespan, telemetry
 from limits import IfMatch, Route, each
-from models import BulkOfRows, BulkResult, UserCreate, UserPage, UserRead, UserUpdate
+from models import FIELDS, BulkOfRows, BulkResult, UserCreate, UserPage, UserRead, UserUpdate
 from paging import UserQuery
 from store import read_page
 
@@ -104,7 +104,7 @@ async def export_users(
     request: Request, store: StreamStoreDep, format: Format = "jsonl", q: Words = ""
 ) -> WholeResponse:
     """Download every user, or those that `q` finds, sorted by id."""
-    return WholeResponse(request, to_pieces(store, format, q), "users", format)
+    return WholeResponse(request, read_pages(store, q), FIELDS, "users", format)
 
 
 @app.get("/livez", tags=["health"], responses=LIVE)

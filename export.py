@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
 from tempfile import SpooledTemporaryFile
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ from fastapi import Depends, Request, Response
 from starlette.types import Receive, Scope, Send
 
 from db import StreamSessionDep, get_store
-from models import FIELDS, UserRead, UserRow
+from models import UserRead, UserRow
 from paging import UserQuery
 from rows import converted
 from store import CorruptUser, UserStore, read_page
@@ -22,7 +22,7 @@ MEDIA_TYPES: dict[Format, str] = {"jsonl": "application/jsonl", "csv": "text/csv
 EXPORT: dict[int | str, dict[str, Any]] = {
     200: {"content": {kind.split(";")[0]: {} for kind in MEDIA_TYPES.values()}}
 }
-TO_JSON = msgspec.json.Encoder()
+TO_JSON = msgspec.json.Encoder(enc_hook=str)
 IN_MEMORY = 2**20  # bytes of an export; what is more waits in a temporary file
 CHUNK = 2**16
 
@@ -49,7 +49,8 @@ class WholeResponse(Response):
     def __init__(
         self,
         request: Request,
-        pieces: AsyncIterator[str],
+        pages: AsyncIterator[Sequence[Any]],
+        fields: Iterable[str],
         name: str,
         format: Format,
         status_code: int = 200,  # FastAPI reads it for the OpenAPI document
@@ -57,7 +58,7 @@ class WholeResponse(Response):
         super().__init__(None, status_code, media_type=MEDIA_TYPES[format])
         self.headers["Content-Disposition"] = f'attachment; filename="{name}.{format}"'
         self.request = request
-        self.pieces = pieces
+        self.pieces = to_pieces(pages, fields, format)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with SpooledTemporaryFile(IN_MEMORY) as file:
@@ -123,12 +124,14 @@ def to_csv(rows: Iterable[Iterable[Any]]) -> str:
     return lines.getvalue()
 
 
-async def to_pieces(store: UserStore, format: Format, q: str = "") -> AsyncIterator[str]:
-    """Yield the users page by page, before the first page the header that CSV has."""
+async def to_pieces(
+    pages: AsyncIterator[Sequence[Any]], fields: Iterable[str], format: Format
+) -> AsyncIterator[str]:
+    """Yield the rows page by page, before the first page the header that CSV has."""
     if format == "csv":
-        yield to_csv([FIELDS])
-    async for users in read_pages(store, q):
+        yield to_csv([fields])
+    async for rows in pages:
         if format == "csv":
-            yield to_csv(row.values() for row in msgspec.to_builtins(users))
+            yield to_csv(row.values() for row in msgspec.to_builtins(rows))
         else:
-            yield TO_JSON.encode_lines(users).decode()
+            yield TO_JSON.encode_lines(rows).decode()

@@ -22,41 +22,38 @@ from auth import get_callers
 from db import get_backend
 from engine import Database, SettingsError, WrongTables, codes
 from faults_sql import sql_fault
-from store import UNFINISHED, Backend, Fault, Kind, UserStore, logger
+from store import UNFINISHED, Backend, Fault, Kind, UserStore, by_code, logger
 from store_sql import SQLUserStore
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 # What is wrong with DATABASE_URL, by the driver's code.
-REASONS = {
-    code: reason
-    for codes_, reason in {
-        "28P01 18 WRONGPASS NOAUTH AuthenticationError": "does not know this user name with this"
-        " password",
+REASONS = by_code(
+    {
+        "does not know this user name with this password": "28P01 18 WRONGPASS NOAUTH"
+        " AuthenticationError",
         # PostgreSQL and MariaDB say the same of a connection that isn't encrypted, if it has to be.
-        "28000 1045": "does not accept this user name with this password, or not without TLS",
-        "3D000 1049 NOSUCHDB": "has no database of this name",
-        "42501": "does not give this user access to the database, or does not let it make tables,"
-        " for which PostgreSQL wants GRANT CREATE ON SCHEMA public",
-        "1044 1142 13 8000 NOPERM": "does not give this user access to the database",
-        "ConfigurationError": "has a name that is not known, or is older than PyMongo supports",
-        "SSLCertVerificationError": "has a TLS certificate that is not for this host, has expired,"
-        " or whose issuer is unknown",
-        "ClientConfigurationError": "has an option with a wrong value after its ?, or"
-        " sslmode=verify-full without sslrootcert",
-        "3159": "accepts connections with TLS only",
-        "SQLITE_CANTOPEN": "cannot be opened: the folder is missing, or you may not write in it",
-        "SQLITE_CORRUPT": "is corrupt: restore it from a backup",
-        "SQLITE_NOTADB": "is not a SQLite database",
-        "SQLITE_READONLY SQLITE_READONLY_DIRECTORY": "cannot be written to",
-        "UnfinishedCopy": "holds an unfinished copy: run that `cli.py copy` again",
-        "08P01": "does not accept Roster's settings: see PgBouncer in the documentation",
-        "26000 42P05": "forgets prepared statements: behind PgBouncer, add"
-        " ?prepared_statement_cache_size=0",
-        "TypeError 42704": "does not know an option that the URL has after its ?",
-    }.items()
-    for code in codes_.split()
-}
-WORTH_WAITING = (Kind.UNREACHABLE, Kind.BUSY, Kind.TOO_SLOW)
+        "does not accept this user name with this password, or not without TLS": "28000 1045",
+        "has no database of this name": "3D000 1049 NOSUCHDB",
+        "does not give this user access to the database, or does not let it make tables,"
+        " for which PostgreSQL wants GRANT CREATE ON SCHEMA public": "42501",
+        "does not give this user access to the database": "1044 1142 13 8000 NOPERM",
+        "has a name that is not known, or is older than PyMongo supports": "ConfigurationError",
+        "has a TLS certificate that is not for this host, has expired,"
+        " or whose issuer is unknown": "SSLCertVerificationError",
+        "has an option with a wrong value after its ?, or"
+        " sslmode=verify-full without sslrootcert": "ClientConfigurationError",
+        "accepts connections with TLS only": "3159",
+        "cannot be opened: the folder is missing, or you may not write in it": "SQLITE_CANTOPEN",
+        "is corrupt: restore it from a backup": "SQLITE_CORRUPT",
+        "is not a SQLite database": "SQLITE_NOTADB",
+        "cannot be written to": "SQLITE_READONLY SQLITE_READONLY_DIRECTORY",
+        "holds an unfinished copy: run that `cli.py copy` again": "UnfinishedCopy",
+        "does not accept Roster's settings: see PgBouncer in the documentation": "08P01",
+        "forgets prepared statements: behind PgBouncer, add"
+        " ?prepared_statement_cache_size=0": "26000 42P05",
+        "does not know an option that the URL has after its ?": "TypeError 42704",
+    }
+)
 
 
 class UnfinishedCopy(Exception):
@@ -75,7 +72,8 @@ class StartError(Exception):
             error = sql_fault(error) or error
         if isinstance(error, Fault):
             found = [error.code]
-        self.wait = isinstance(error, Fault) and error.kind in WORTH_WAITING
+        passing = (Kind.UNREACHABLE, Kind.BUSY, Kind.TOO_SLOW)
+        self.wait = isinstance(error, Fault) and error.kind in passing
         code = next((code for code in found if code in REASONS), found[0])
         if isinstance(error, WrongTables):
             said = str(error)
@@ -138,10 +136,7 @@ async def watch_descriptors() -> None:
 
 
 def telemetry() -> TelemetryConfig:
-    """Return whether FastAPI feeds OpenTelemetry: if a variable of its own, ``OTEL_...``, is set.
-
-    Otherwise FastAPI would look in each request whether something collects spans by now.
-    """
+    """Let FastAPI feed OpenTelemetry, which slows each request, only if a variable asks for it."""
     wanted = any(name.startswith("OTEL_") for name in os.environ)
     return {"tracing": wanted, "metrics": wanted, "logs": wanted}
 
@@ -175,9 +170,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         raise SystemExit(str(error)) from None
     tasks.append(asyncio.create_task(watch_descriptors()))
     app.state.started = True
-    # What exists now stays: the garbage collector need not look through it again and again, each
-    # time for as long as some twenty requests take; nor look for more after 700 new objects, which
-    # is as many as a page of users has.
+    # What exists now stays, so the garbage collector need not look through it again and again; nor
+    # after 700 new objects, as many as a page of users has (engine/README.md has what it gives).
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)

@@ -17,6 +17,7 @@ from models import PageOfRows, User, UserCreate, UserPage, UserRead, UserUpdate
 from paging import Cursor, UserQuery
 from rows import new_row
 
+T = TypeVar("T")
 logger = logging.getLogger("uvicorn.error")  # uvicorn prints what is logged here
 
 # The newest id while a copy fills a database (``cli.py copy``). An app that was not stopped could
@@ -91,9 +92,9 @@ def find_fault(codes: Sequence[str], kinds: Mapping[str, Kind], place: str) -> F
     return next((Fault(kinds[code], codes[0], place) for code in codes if code in kinds), None)
 
 
-def by_code(codes: Mapping[Kind, str]) -> dict[str, Kind]:
-    """Return the kind of each code; they are separated by spaces."""
-    return {code: kind for kind, those in codes.items() for code in those.split()}
+def by_code(codes: Mapping[T, str]) -> dict[str, T]:
+    """Return what each code stands for; they are separated by spaces."""
+    return {code: meaning for meaning, those in codes.items() for code in those.split()}
 
 
 class UserStore(Protocol):
@@ -168,7 +169,6 @@ class Pooled(Protocol):
 
 
 P = ParamSpec("P")
-T = TypeVar("T")
 S = TypeVar("S", bound=Pooled)
 
 

@@ -3,24 +3,13 @@
 They are for the SQL databases. ``docs/own-table.md`` builds tables with them.
 """
 
-import json
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from operator import gt, lt
-from types import GenericAlias
-from typing import Annotated, Any, Generic, Literal, TypeVar, cast
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import APIRouter, Body, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import MISSING, BaseModel, TypeAdapter, create_model
-from sqlalchemy import (
-    ColumnElement,
-    Table,
-    UniqueConstraint,
-    func,
-    literal,
-    or_,
-    tuple_,
-)
+from sqlalchemy import Table, UniqueConstraint, func, literal, or_, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Field, SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -28,7 +17,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from db import SessionDep, StreamSessionDep
 from errors import NOT_FOUND, NOT_MODIFIED, READ, SEND, STALE, TAKEN, WRITE
-from export import EXPORT, Format, WholeResponse, to_csv
+from export import EXPORT, Format, WholeResponse
 from fields import BULK_MAX, NAME_MAX, UserId, fold
 from limits import IfMatch, Route
 from rows import keys_of
@@ -36,6 +25,7 @@ from store import Conflict, NotFound, StaleVersion
 
 Row = TypeVar("Row", bound=SQLModel)
 Item = TypeVar("Item")
+Schema = Any  # a class that is an argument, and a type for mypy: it would reject type[SQLModel]
 
 
 class ListQuery(SQLModel):
@@ -84,8 +74,13 @@ async def paginate(
         order.insert(0, by.is_(None))
     if query.cursor:
         value, row_id = read_cursor(query, model.model_fields[by.key].annotation)
-        position = [value is None, value, row_id][-len(order) :]
-        rows = rows.where(comes_after([*zip(order, position, strict=True)], descending))
+        position = zip(order, [value is None, value, row_id][-len(order) :], strict=True)
+        # Where the value is null, it is null in all rows that are left.
+        places = [(column, literal(at, column.type)) for column, at in position if at is not None]
+        columns, values = (tuple_(*those) for those in zip(*places, strict=True))
+        rows = rows.where(columns < values if descending else columns > values)
+        if not by.nullable:  # MySQL's index follows no comparison of rows, but this
+            rows = rows.where(by <= value if descending else by >= value)
     rows = rows.order_by(*(column.desc() if descending else column for column in order))
     items = (await session.exec(rows.limit(query.limit + 1))).unique().all()
     page: dict[str, Any] = {"items": items[: query.limit], "next": None}
@@ -105,26 +100,14 @@ def column_of(model: type[SQLModel], field: str) -> Any:
     return getattr(model, keys.get(field, field))
 
 
-def comes_after(order: list[tuple[Any, Any]], descending: bool) -> ColumnElement[bool]:
-    """Return the condition for rows after these values of the columns, in this order."""
-    (column, value), *others = order
-    if value is None:
-        return comes_after(others, descending)  # all rows that are left are null here
-    bound = literal(value, column.type)
-    past: ColumnElement[bool] = (lt if descending else gt)(column, bound)
-    return past | ((column == bound) & comes_after(others, descending)) if others else past
-
-
 def read_cursor(query: ListQuery, kind: Any) -> tuple[Any, int]:
     """Return the value and the id after which a page begins. Raises RequestValidationError."""
+    position = TypeAdapter(tuple[str, kind, UserId])
     try:
-        sort, *position = json.loads(bytes.fromhex(query.cursor))
+        sort, value, row_id = position.validate_json(bytes.fromhex(query.cursor))
         if sort == query.sort:
-            value, row_id = position
-            return TypeAdapter(kind).validate_python(value), TypeAdapter(UserId).validate_python(
-                row_id
-            )
-    except (ValueError, TypeError):
+            return value, row_id
+    except ValueError:
         pass
     raise invalid("cursor", "is not one of this query")
 
@@ -211,21 +194,11 @@ def table_of(model: type[SQLModel]) -> Table:
     return SQLModel.metadata.tables[str(model.__tablename__)]
 
 
-def typed(**types: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Set annotations of a handler that are known at run time only."""
-
-    def annotate(handler: Callable[..., Any]) -> Callable[..., Any]:
-        handler.__annotations__ |= types
-        return handler
-
-    return annotate
-
-
 def resource(
     model: type[SQLModel],
-    create: type[SQLModel],
-    update: type[SQLModel],
-    read: type[SQLModel],
+    create: Schema,
+    update: Schema,
+    read: Schema,
     sort: Collection[str] = (),
     q: Collection[str] = (),
     without: Collection[str] = (),
@@ -242,67 +215,59 @@ def resource(
                 field.json_schema_extra = {"x-references": key.target_fullname.rpartition(".")[0]}
                 schema.model_rebuild(force=True)
     sorts: Any = Literal[*(f"{minus}{field}" for field in ("id", *sort) for minus in ("", "-"))]
-    asked = create_model(f"{model.__name__}Query", __base__=ListQuery, sort=(sorts, "id"))
+    asked: Any = create_model(f"{model.__name__}Query", __base__=ListQuery, sort=(sorts, "id"))
     made: Any = create_model(
-        f"{model.__name__}Bulk",
-        items=(cast(Any, GenericAlias(list, read)), ...),
-        skipped=(list[int], ...),
+        f"{model.__name__}Bulk", items=(list[read], ...), skipped=(list[int], ...)
     )
     path_id = Annotated[UserId, Path(alias=f"{one}_id")]
     item = f"/{{{one}_id:id}}"
     router = APIRouter(prefix=f"/{many}", tags=[many], route_class=Route)
     created: Any = {"status_code": 201, "responses": SEND | TAKEN}
-    found: Any = {"response_model": read, "responses": READ | NOT_FOUND | NOT_MODIFIED}
-    changed: Any = {"response_model": read, "responses": SEND | NOT_FOUND | TAKEN | STALE}
-    deleted: Any = {"status_code": 204, "responses": WRITE | NOT_FOUND | TAKEN | STALE}
+    found = READ | NOT_FOUND | NOT_MODIFIED
+    changed = SEND | NOT_FOUND | TAKEN | STALE
+    deleted = WRITE | NOT_FOUND | TAKEN | STALE
 
-    @router.post("/", name=f"create_{one}", response_model=read, **created)
-    @typed(new=create)
-    async def create_row(new: SQLModel, session: SessionDep, response: Response) -> Any:
+    @router.post("/", name=f"create_{one}", **created)
+    async def create_row(new: create, session: SessionDep, response: Response) -> read:
         """Add a row. `Location` is its path, `ETag` its version."""
         row: Any = model(**new.model_dump())
         await save(session, row)
         response.headers["Location"] = f"/{many}/{row.id}"
         return row
 
-    @router.get("/", name=f"read_{many}", response_model=cast(Any, Page)[read], responses=READ)
-    @typed(query=Annotated[asked, Query()])
-    async def read_rows(query: ListQuery, session: SessionDep) -> Any:
+    @router.get("/", name=f"read_{many}", response_model=Page[read], responses=READ)
+    async def read_rows(query: Annotated[asked, Query()], session: SessionDep) -> Any:
         """List rows, page by page: send `next` as `cursor` until it is null."""
         return await paginate(session, select(model), query, sort, q)
 
-    @router.get(item, name=f"read_{one}", **found)
-    @typed(row_id=path_id)
-    async def read_row(row_id: int, session: SessionDep) -> Any:
+    @router.get(item, name=f"read_{one}", responses=found)
+    async def read_row(row_id: path_id, session: SessionDep) -> read:
         """Return a row. `ETag` is its version."""
         if row := await session.get(model, row_id):
             return row
         raise NotFound(one)
 
-    @router.patch(item, name=f"update_{one}", **changed)
-    @typed(row_id=path_id, changes=update)
+    @router.patch(item, name=f"update_{one}", responses=changed)
     async def update_row(
-        row_id: int, changes: SQLModel, session: SessionDep, if_match: IfMatch
-    ) -> Any:
+        row_id: path_id, changes: update, session: SessionDep, if_match: IfMatch
+    ) -> read:
         """Change the fields that are sent. With `If-Match`, only if it has not changed since."""
         row = await get_for_update(session, model, row_id, if_match)
         row.sqlmodel_update(changes.model_dump())
         await save(session, row)
         return row
 
-    @router.delete(item, name=f"delete_{one}", **deleted)
-    @typed(row_id=path_id)
-    async def delete_row(row_id: int, session: SessionDep, if_match: IfMatch) -> None:
+    @router.delete(item, name=f"delete_{one}", status_code=204, responses=deleted)
+    async def delete_row(row_id: path_id, session: SessionDep, if_match: IfMatch) -> None:
         """Delete a row. With `If-Match`, only if it has not changed since."""
         await session.delete(await get_for_update(session, model, row_id, if_match))
 
-    @router.post("/bulk", name=f"create_{many}", response_model=made, **created)
-    @typed(new=Annotated[GenericAlias(list, create), Body(min_length=1, max_length=BULK_MAX)])
+    @router.post("/bulk", name=f"create_{many}", **created)
     async def create_rows(
-        new: list[SQLModel],
+        new: Annotated[list[create], Body(min_length=1, max_length=BULK_MAX)],
         session: SessionDep,
         on_conflict: Annotated[Literal["fail", "skip"], Query()] = "fail",
-    ) -> Any:
+    ) -> made:
         """Add rows, all or none; `on_conflict=skip` skips those that conflict."""
         skipped: set[int] = set()
         while True:
@@ -327,8 +292,8 @@ def resource(
         format: Format = "jsonl",
     ) -> WholeResponse:
         """Download every row, by id, or those that `q` finds."""
-        pieces = read_pieces(session, select(model), read, format, words, q)
-        return WholeResponse(request, pieces, many, format)
+        pages = read_pages(session, select(model), read, words, q)
+        return WholeResponse(request, pages, read.model_fields, many, format)
 
     router.routes[:] = [
         route for route in router.routes if getattr(route, "name", "") not in without
@@ -336,25 +301,19 @@ def resource(
     return router
 
 
-async def read_pieces(
+async def read_pages(
     session: AsyncSession,
     statement: SelectOfScalar[Any],
     read: type[SQLModel],
-    format: Format,
     words: str = "",
     q: Collection[str] = (),
-) -> AsyncIterator[str]:
-    """Yield the rows of ``select(Model)`` as ``read`` shows them: JSON Lines or CSV, by pages."""
-    if format == "csv":
-        yield to_csv([read.model_fields])
+) -> AsyncIterator[list[dict[str, Any]]]:
+    """Yield the rows of ``select(Model)`` as ``read`` shows them, page by page."""
     cursor: str | None = ""
     while cursor is not None:
         query = ListQuery(limit=200, cursor=cursor, q=words)
         page = await paginate(session, statement, query, q=q)
-        rows = [read.model_validate(row) for row in page["items"]]
+        rows = [read.model_validate(row).model_dump(mode="json") for row in page["items"]]
         cursor = page["next"]
         await session.rollback()  # between two pages no connection is held
-        if format == "csv":
-            yield to_csv(row.model_dump(mode="json").values() for row in rows)
-        else:
-            yield "".join(f"{row.model_dump_json()}\n" for row in rows)
+        yield rows

@@ -305,6 +305,55 @@ def test_own_table_on_a_database_without_sql_is_501_and_users_work(database: Dat
     assert result.returncode == 0, result.stderr
 
 
+WALK_A_TABLE = """
+import asyncio, httpx, web_app
+from app import app, lifespan
+
+DUE = ["2026-01-02", None, "2025-01-01", "2026-01-02", None, "2026-01-02", None]
+
+async def main():
+    transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+    async with lifespan(app), httpx.AsyncClient(
+        transport=transport, base_url="http://localhost"
+    ) as http:
+        for n, due in enumerate(DUE):
+            sent = {"title": f"{n % 3} {n}", "due": due}
+            assert (await http.post("/projects/", json=sent)).is_success
+        for sort in ("id", "title", "due"):
+            for limit in (1, 2):
+                for minus in ("", "-"):
+                    ids, query = [], {"sort": minus + sort, "limit": limit}
+                    while query.get("cursor", "") is not None:
+                        page = (await http.get("/projects/", params=query)).json()
+                        ids += [row["id"] for row in page["items"]]
+                        query["cursor"] = page["next"]
+                    order = {"id": [1, 2, 3, 4, 5, 6, 7], "title": [1, 4, 7, 2, 5, 3, 6]}
+                    expected = order.get(sort, [3, 1, 4, 6, 2, 5, 7])
+                    assert ids == expected[:: -1 if minus else 1], (sort, minus, ids)
+        for cursor in ("x", "5b5d", b'["due","x",1]'.hex(), b'["due",null,"x"]'.hex()):
+            answer = await http.get("/projects/", params={"sort": "due", "cursor": cursor})
+            assert answer.status_code == 422, (cursor, answer.text)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "database", quick_on(("sqlite", "postgresql", "mysql"), "sqlite"), indirect=True
+)
+def test_pages_of_an_own_table_hold_each_row_once_in_every_order(database: Database) -> None:
+    with database.new() as url:
+        result = subprocess.run(
+            [sys.executable, "-W", "error", "-c", WALK_A_TABLE],
+            cwd=ROOT,
+            env={**os.environ, "DATABASE_URL": url, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 0, result.stderr
+
+
 def test_lines_of_the_recipe_are_as_few_as_it_says() -> None:
     page = (DOCS / "own-table.md").read_text()
     [code] = [block[-1] for block in BLOCK.findall(page) if block[0] == "projects.py"]

@@ -1,4 +1,4 @@
-# Roster in a container: docs/deploy.md says how to run it, and what it needs.
+# Roster in a container: docs/operate.md says how to run it, and what it needs.
 
 FROM python:3.11-slim AS build
 COPY requirements.txt requirements-servers.txt ./

@@ -341,6 +341,11 @@ def test_backup_of_postgresql_can_be_restored(
     assert printed.split() == ["1"]
 
 
+# What is another's, with the new name in it.
+NOT_RENAMED = r'runguest|multi-guest|guestadd|"?GUEST"?[: ]+(roster|unquote)'
+NOT_RENAMED += r"|(create|check|this) guest |guest=url|remote\|guest|://guest"
+
+
 @full
 def test_rename_works(copy: Path) -> None:
     [commands] = re.findall(r"```sh\n(.*?)```", (DOCS / "rename.md").read_text(), re.DOTALL)
@@ -350,7 +355,9 @@ def test_rename_works(copy: Path) -> None:
         "git init -q && git add -A",
         commands,
         "ruff check .",
+        "ruff format --check .",
         "! grep -rn /users --include='*.py' --include='*.js' .",
+        f"! grep -rnE {shlex.quote(NOT_RENAMED)} . --exclude=test_docs.py --exclude-dir=.git",
         "pytest -q tests/test_contract.py -k 'sqlite and (bulk or taken or update)'",
     ):
         result = subprocess.run(

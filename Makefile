@@ -44,6 +44,7 @@ bench-quick: $(BENCH_VENV)/bench.stamp
 
 bench-scale: $(BENCH_VENV)/bench.stamp
 	$(BENCH_VENV)/bin/python bench/scale.py $(SCALE)
+	$(BENCH_VENV)/bin/python bench/find.py
 
 $(VENV)/bin/python $(BENCH_VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Roster needs Python 3.11 or later, this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from fastapi import Body, Query, Request, Response, status
+from fastapi import Query, Request, Response, status
 from fastapi_offline import FastAPIOffline
 
 import auth
@@ -10,10 +10,10 @@ import errors
 from db import StoreDep
 from errors import NOT_FOUND, NOT_MODIFIED, READ, SEND, STALE, TAKEN, WRITE
 from export import EXPORT, Format, StreamStoreDep, WholeResponse, to_pieces
-from fields import BULK_MAX, UserId
-from headers import WEB, SafeHeaders
+from fields import UserId, Words
+from headers import WEB
 from lifespan import lifespan, telemetry
-from limits import IfMatch, Route
+from limits import IfMatch, Route, each
 from models import BulkOfRows, BulkResult, UserCreate, UserPage, UserRead, UserUpdate
 from paging import UserQuery
 from store import read_page
@@ -24,15 +24,14 @@ app = FastAPIOffline(  # FastAPI, but /docs needs no other site
     description="[The page](./) is for people. To read the code, begin with `docs/tour.md`.",
     version="1.0.0",
     lifespan=lifespan,
+    exception_handlers=errors.HANDLERS,
     redoc_url=None,
     telemetry=telemetry(),
     generate_unique_id_function=lambda route: route.name,  # operations are called as handlers
 )
 app.router.route_class = Route
-errors.install(app)
 auth.install(app)
 app.frontend("/", directory=WEB, fallback=None)  # serve unmatched paths from web/
-app.add_middleware(SafeHeaders)  # the last one is around all others: their responses have them too
 
 
 @app.post("/users/", tags=["users"], status_code=status.HTTP_201_CREATED, responses=SEND | TAKEN)
@@ -82,7 +81,7 @@ async def delete_user(user_id: UserId, store: StoreDep, if_match: IfMatch) -> No
     "/users/bulk", tags=["users"], status_code=status.HTTP_201_CREATED, responses=SEND | TAKEN
 )
 async def create_users(
-    users: Annotated[list[UserCreate], Body(min_length=1, max_length=BULK_MAX)],
+    users: Annotated[list[UserCreate], each(UserCreate)],
     store: StoreDep,
     on_conflict: Annotated[Literal["fail", "skip"], Query()] = "fail",
 ) -> BulkResult:
@@ -92,10 +91,10 @@ async def create_users(
 
 @app.get("/users/export", tags=["users"], response_class=WholeResponse, responses=READ | EXPORT)
 async def export_users(
-    request: Request, store: StreamStoreDep, format: Format = "jsonl"
+    request: Request, store: StreamStoreDep, format: Format = "jsonl", q: Words = ""
 ) -> WholeResponse:
-    """Download every user, by id."""
-    return WholeResponse(request, to_pieces(store, format), "users", format)
+    """Download every user, or those that `q` finds, by id."""
+    return WholeResponse(request, to_pieces(store, format, q), "users", format)
 
 
 @app.get("/livez", tags=["health"], responses=errors.LIVE)

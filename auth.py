@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from random import getrandbits
 from typing import Any, NamedTuple, cast
@@ -26,7 +26,7 @@ import limits
 from db import Settings, get_settings
 from engine import SettingsError
 from errors import BUG, answer
-from headers import DOCS_FILES, PAGE_FILES
+from headers import DOCS_FILES, PAGE_FILES, headers_of, path_of
 from store import logger
 
 # Needs no token: health, the API's description, and the page's own files.
@@ -36,10 +36,6 @@ SAFE = ("GET", "HEAD", "OPTIONS")  # they change nothing (RFC 9110, section 9.2.
 
 # The characters of a token are those of RFC 6750, section 2.1.
 ENTRY = re.compile(r"([A-Za-z0-9._-]{1,64}):([A-Za-z0-9._~+/-]{24,}=*)")
-RULE = (
-    'must be name:token, the name at most 64 letters, digits and "._-", the token at least 24'
-    " (openssl rand -hex 32 makes one)"
-)
 LOOPBACK = re.compile(r"(::ffff:)?127\.[0-9.]+|::1").fullmatch
 LOCAL_HOST = re.compile(rb"(localhost|127(\.[0-9]+){3}|\[::1\])(:[0-9]*)?", re.I).fullmatch
 # A proxy adds headers like these: then the peer on loopback is the proxy, not the caller. It must
@@ -48,11 +44,8 @@ FORWARDING = re.compile(
     rb"^(via|cdn-loop|cf-.*|x-(original|envoy)-.*|.*forwarded.*"
     rb"|(.*-)?(client|connecting|real|remote|user|originating|source|socket|peer)-?(ip|addr.*))$",
     re.M,
-).search
-NOT_STARTED = (
-    "Roster has not started. An app that mounts it has to run its lifespan, too:"
-    " async with roster.router.lifespan_context(roster)"
 )
+came_through_a_proxy = lru_cache(FORWARDING.search)  # a client sends the same names each time
 GUESS_TIME = 0.25  # seconds until a wrong token is answered
 
 
@@ -95,7 +88,7 @@ class Caller(NamedTuple):
 
 Callers = Mapping[bytes, Caller]
 LOCAL = Caller("local", writes=True)
-NOBODY = Caller("nobody", writes=False)
+ANYONE = Caller("anyone", writes=False)
 UNKNOWN = Caller("unknown", writes=False)  # all wrong tokens
 
 
@@ -110,13 +103,16 @@ def read_tokens(settings: Settings) -> Callers:
     A look-up by hash takes a time that says nothing about the tokens.
     """
     callers: dict[bytes, Caller] = {}
-    names = {LOCAL.name, NOBODY.name, UNKNOWN.name}
+    names = {LOCAL.name, ANYONE.name, UNKNOWN.name}
     for setting in ("api_tokens", "api_read_tokens"):
         text = getattr(settings, setting).get_secret_value().strip()
         for number, entry in enumerate(text.split(",") if text else [], start=1):
             place = f"{setting.upper()}: entry {number}"
             if not (match := ENTRY.fullmatch(entry.strip())):
-                raise SettingsError(f"{place} {RULE}.")
+                raise SettingsError(
+                    f'{place} must be name:token, the name at most 64 letters, digits and "._-",'
+                    " the token at least 24 (openssl rand -hex 32 makes one)."
+                )
             name, token = match.groups()
             digest = sha256(token.encode()).digest()
             if name in names or digest in callers:
@@ -132,7 +128,7 @@ def why_foreign(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
     A Unix socket has no peer: an app that listens on one is behind a proxy. A page whose name was
     made to lead to this machine (DNS rebinding) gives itself away by the Host that it asks for.
     """
-    if FORWARDING(b"\n".join(headers)):
+    if came_through_a_proxy(b"\n".join(headers)):
         return "came through a proxy"
     if not (scope.get("client") and LOOPBACK(scope["client"][0])):
         return "came from another address than 127.0.0.1 or ::1"
@@ -171,9 +167,10 @@ async def throw_away(receive: Receive) -> None:
 
 
 class Access:
-    """ASGI middleware: admits or rejects a request, gives it an id, logs changes and failures.
+    """ASGI middleware: admits or rejects a request, logs changes and failures.
 
-    The id is made here and never taken from a client, which could give one to many requests.
+    Every response has the headers of ``headers.py``, and an id: never a client's, which could
+    give one to many requests.
     """
 
     def __init__(self, app: ASGIApp, callers: Callable[[], Callers] = get_callers) -> None:
@@ -184,14 +181,14 @@ class Access:
     def check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> tuple[Caller, Response | None]:
         """Return the caller, and the response if the request is rejected."""
         method = scope.get("method")  # a WebSocket has none, and counts as a change
-        is_open = scope["path"].removeprefix(scope.get("root_path", "")) in OPEN
+        is_open = path_of(scope) in OPEN
         callers = self.callers()
         if callers:
             if is_open and method in ("GET", "HEAD"):
-                return NOBODY, None
+                return ANYONE, None
             scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
             if scheme.lower() != b"bearer":
-                return NOBODY, unauthorized(401, "This needs a token: Authorization: Bearer ...")
+                return ANYONE, unauthorized(401, "This needs a token: Authorization: Bearer ...")
             caller = callers.get(sha256(token.strip()).digest(), UNKNOWN)
             if self.under_way[caller.name] >= get_settings().requests_per_caller:
                 return caller, answer(429, "Too many requests of this token are under way. Retry.")
@@ -202,7 +199,7 @@ class Access:
             caller = LOCAL
             if why := why_foreign(scope, headers):
                 only = "Until API_TOKENS is set, Roster serves only the machine that it runs on."
-                return NOBODY, answer(403, f"This request {why}. {only}")
+                return ANYONE, answer(403, f"This request {why}. {only}")
         if method not in SAFE and not caller.writes:
             only = "This token only reads."
             return caller, unauthorized(403, only, ', error="insufficient_scope"')
@@ -218,7 +215,7 @@ class Access:
         caller, rejection = self.check(scope, headers)
         request_id = f"{getrandbits(64):016x}"  # not a secret
         state = scope.setdefault("state", {})
-        state.update(request_id=request_id, caller=caller.name, writes=caller.writes, reason="")
+        state.update(request_id=request_id, caller=caller.name, reason="")
         status = 0
         unread = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
@@ -232,7 +229,12 @@ class Access:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                added = [(b"x-request-id", request_id.encode())]
+                access = "write" if caller.writes else "read"  # the page offers what it allows
+                added = [
+                    *headers_of(scope),
+                    (b"x-caller", f"{caller.name};access={access}".encode()),
+                    (b"x-request-id", request_id.encode()),
+                ]
                 if (unread or status == BUG[0]) and scope["http_version"] < "2":
                     added.append((b"connection", b"close"))
                 message["headers"] = [*message.get("headers", ()), *added]
@@ -247,7 +249,10 @@ class Access:
         self.under_way[caller.name] += 1
         try:
             if not (hasattr(scope["app"].state, "started") or scope["app"].dependency_overrides):
-                raise RuntimeError(NOT_STARTED)
+                raise RuntimeError(
+                    "Roster has not started. An app that mounts it has to run its lifespan, too:"
+                    " async with roster.router.lifespan_context(roster)"
+                )
             if caller is UNKNOWN and rejection and rejection.status_code == 401:
                 await asyncio.sleep(GUESS_TIME)
             await (rejection or self.app)(inner, receive_on, send_on)

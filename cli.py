@@ -36,7 +36,7 @@ from engine import Database, SettingsError, get_last_id
 from engine import set_last_id as set_table_last_id
 from errors import FAULTS
 from export import Format, plain_cell, read_pages, to_pieces
-from fields import fold
+from fields import fold_email
 from lifespan import StartError, open_store, start
 from limits import read_json
 from models import FIELDS, UserCreate, UserRead
@@ -49,6 +49,7 @@ BATCH = 1000  # users in one transaction
 LINE_MAX = 2**16  # bytes; a user takes some 500
 # An export has these, and the database gives them: an import leaves them out.
 GIVEN = {*FIELDS} - UserCreate.model_fields.keys()
+NEEDED = {name for name, field in UserCreate.model_fields.items() if field.is_required()}
 BACKUP_TOOLS = {
     "postgresql": "pg_dump",
     "postgres": "pg_dump",
@@ -360,24 +361,35 @@ async def count_and_digest(store: UserStore, total: int) -> tuple[int, str]:
 def import_file(
     file: Annotated[str, typer.Argument(metavar="FILE", help="- is standard input.")],
     dry_run: Annotated[bool, typer.Option(help="Say the same, and store nothing.")] = False,
+    name: Annotated[str, typer.Option(metavar="COLUMN[,COLUMN]", help="The name's columns.")] = "",
+    address: Annotated[str, typer.Option(metavar="COLUMN", help="The address's column.")] = "",
+    encoding: Annotated[str, typer.Option(help="For example, windows-1252.")] = "utf-8-sig",
     url: DatabaseUrl = None,
 ) -> None:
-    """Add the users of a CSV file (with a header: name,email), or of JSON Lines.
+    """Add the users of a CSV file, or of JSON Lines.
 
+    CSV needs a header. Its columns are name and email, unless --name and --address say otherwise.
     Rejected rows are listed, with their lines, on standard error. The others are stored.
     """
-    run(import_users(file, dry_run, url))
+    try:
+        "".encode(encoding)
+    except LookupError:
+        sys.exit(f"--encoding: Python knows no {encoding!a}.")
+    columns = {"name": name.split(",") if name else [], "email": [address] if address else []}
+    run(import_users(file, dry_run, lambda opened: read_rows(opened, encoding, columns), url))
 
 
-async def import_users(name: str, dry_run: bool, url: str | None) -> None:
+async def import_users(
+    name: str, dry_run: bool, read: Callable[[IO[bytes]], Iterator["Row"]], url: str | None
+) -> None:
     """Store the rows of a file that are users; list the others."""
     stored = refused = line = 0
     with open_file(name) as file, closing(sqlite3.connect("")) as addresses:
         # A database without a name is a temporary file: however many addresses have been seen, they
         # take no memory.
         addresses.execute("CREATE TABLE seen (email_key TEXT PRIMARY KEY, line INTEGER)")
-        total = sum(1 for _ in read_rows(file))  # a file that cannot be read to its end: Stop
-        rows = read_rows(file)
+        total = sum(1 for _ in read(file))  # a file that cannot be read to its end: Stop
+        rows = read(file)
         async with opened(database_url(url)) as backend:
             try:
                 with bar("Checking" if dry_run else "Importing", total) as advance:
@@ -409,7 +421,7 @@ async def store_batch(
         if isinstance(user, str):
             problems.append((line, user))
             continue
-        key = fold(user.email)
+        key = fold_email(user.email)
         find = "SELECT line FROM seen WHERE email_key = ?"
         if earlier := addresses.execute(find, [key]).fetchone():
             problems.append((line, f"email: line {earlier[0]} has this address already"))
@@ -445,44 +457,70 @@ def open_file(name: str) -> Iterator[IO[bytes]]:
         yield file
 
 
-def read_rows(file: IO[bytes]) -> Iterator[Row]:
+Columns = dict[str, list[str]]  # of a field: the titles of the columns that make it, in order
+
+
+def read_rows(
+    file: IO[bytes], encoding: str = "utf-8-sig", columns: Columns | None = None
+) -> Iterator[Row]:
     """Yield all rows of a file. Raises Stop if it is not CSV with a header, or JSON Lines."""
     file.seek(0)
-    lines = read_lines(file)
+    lines = read_lines(file, encoding)
     first = next(lines, "")
     if not first:
         raise Stop("The file is empty.")
     lines = chain([first], lines)
-    return read_jsonl(lines) if first.lstrip().startswith("{") else read_csv(lines)
+    return read_jsonl(lines) if first.lstrip().startswith("{") else read_csv(lines, columns or {})
 
 
-def read_lines(file: IO[bytes]) -> Iterator[str]:
-    """Yield the lines of a file. Raises Stop if one is not UTF-8, or too long to be a user."""
+def read_lines(file: IO[bytes], encoding: str) -> Iterator[str]:
+    """Yield the lines of a file. Raises Stop if one cannot be read, or is too long to be a user."""
     number = 0
     while line := file.readline(LINE_MAX + 1):
         number += 1
         if len(line) > LINE_MAX:
             raise Stop(f"line {number}: longer than {LINE_MAX} bytes.")
         try:
-            # With or without the mark that some programs put first.
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            # utf-8-sig: with or without the mark that some programs put first.
+            yield line.decode(encoding if number == 1 else encoding.removesuffix("-sig"))
         except UnicodeDecodeError:
-            raise Stop(f"line {number}: not UTF-8. Save the file as UTF-8.") from None
+            which = "UTF-8" if encoding == "utf-8-sig" else encoding
+            raise Stop(f"line {number}: not {which}. Name another with --encoding.") from None
 
 
-def read_csv(lines: Iterator[str]) -> Iterator[Row]:
-    """Yield the rows of CSV (RFC 4180)."""
-    reader = csv.reader(lines, strict=True)
+def read_csv(lines: Iterator[str], columns: Columns) -> Iterator[Row]:
+    """Yield the rows of CSV (RFC 4180), whose separator is what the header has most of."""
+    first = next(lines)
+    reader = csv.reader(chain([first], lines), strict=True, delimiter=max(",;\t|", key=first.count))
     try:
-        header = [cell.strip().lower() for cell in next(reader, [])]
-        if not {"name", "email"} <= {*header}:
-            raise Stop('line 1: no header. CSV needs one with "name" and "email" (and commas).')
-        for column in header:
-            if header.count(column) > 1 or column not in FIELDS:
-                raise Stop(f"line 1: the column {column[:100]!r} is unknown, or there twice.")
+        titles = next(reader)
+        header = [cell.strip().lower() for cell in titles]
+        said = [title.strip().lower() for some in columns.values() for title in some]
+        wanted = {field: [field] for field in ([*{*header} & {*FIELDS}] if not said else [])}
+        wanted |= {"name": ["name"], "email": ["email"]}
+        wanted |= {field: some for field, some in columns.items() if some}
+        places: dict[str, list[int]] = {}
+        for field, some in wanted.items():
+            for title in some:
+                if header.count(title.strip().lower()) != 1:
+                    there = ", ".join(ascii(cell)[1:-1] for cell in titles)[:300]
+                    raise Stop(
+                        f"line 1: no column {title!a}, or two. There are: {there}."
+                        " Name them: --name COLUMN[,COLUMN] --address COLUMN"
+                    )
+                places.setdefault(field, []).append(header.index(title.strip().lower()))
+        if unknown := [title for title in header if not said and title not in FIELDS]:
+            raise Stop(f"line 1: the column {unknown[0][:100]!r} is unknown.")
         for row in reader:
             if len(row) == len(header):
-                yield reader.line_num, check(dict(zip(header, map(plain_cell, row), strict=True)))
+                cells = [plain_cell(cell) for cell in row]
+                user = {
+                    field: " ".join(filter(None, (cells[place] for place in some)))
+                    for field, some in places.items()
+                }
+                # An empty cell is a field that is not there, if it need not be there.
+                given = {field: text for field, text in user.items() if text or field in NEEDED}
+                yield reader.line_num, check(given)
             elif row:  # an empty line is none
                 reason = f"{len(row)} cells, but the header has {len(header)}"
                 yield reader.line_num, reason

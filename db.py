@@ -10,11 +10,9 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine import Database, Session, SettingsError
+from engine import SERVERS, Database, Session, SettingsError
 from store import Backend, UserStore
 from store_sql import SQLUserStore
-
-SQL = ("sqlite", "postgresql", "postgres", "mysql", "mariadb")
 
 
 class Settings(BaseSettings):
@@ -24,7 +22,6 @@ class Settings(BaseSettings):
 
     database_url: SecretStr = SecretStr("sqlite:///roster.db")
     read_database_url: SecretStr = SecretStr("")
-    # As many as SQLAlchemy opens by itself, 5 and 10 more under load; here they stay open.
     pool_size: int = Field(default=15, ge=2, le=1000)
     requests_per_caller: int = Field(default=20, ge=1)
     api_tokens: SecretStr = SecretStr("")
@@ -37,8 +34,8 @@ def get_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        wrong = error.errors(include_input=False)[0]
-        raise SettingsError(f"{str(wrong['loc'][0]).upper()}: {wrong['msg']}.") from None
+        setting, reason = error.errors()[0]["loc"][0], error.errors()[0]["msg"]
+        raise SettingsError(f"{str(setting).upper()}: {reason}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f".env: cannot be read ({type(error).__name__}).") from None
 
@@ -47,13 +44,10 @@ def open_backend(url: str, replica: str = "", size: int = 15) -> Backend:
     """Return the database that a URL names. Nothing is connected yet. Raises SettingsError."""
     url, replica = url.strip(), replica.strip()
     scheme = url.partition(":")[0].partition("+")[0]
-    if replica and scheme not in SQL[1:]:
-        raise SettingsError(
-            "READ_DATABASE_URL: only for PostgreSQL, MySQL and MariaDB; MongoDB takes an option of"
-            " DATABASE_URL, ?readPreference=secondaryPreferred"
-        )
+    if replica and scheme not in SERVERS:
+        raise SettingsError("READ_DATABASE_URL: only for PostgreSQL, MySQL and MariaDB.")
     try:
-        if scheme in SQL:
+        if scheme in SERVERS:
             return Database(url, replica, size)
         if scheme == "mongodb":  # and mongodb+srv
             from store_mongo import MongoUserStore
@@ -64,29 +58,22 @@ def open_backend(url: str, replica: str = "", size: int = 15) -> Backend:
 
             return RedisUserStore(url, size)
     except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"DATABASE_URL: {scheme} needs the package {error.name}:"
-            " pip install -r requirements-servers.txt"
-        ) from None
-    raise SettingsError(
-        "DATABASE_URL: it must begin with sqlite:///, postgresql://, mysql://, mariadb://,"
-        " mongodb://, mongodb+srv://, redis://, rediss:// or unix:// (an example: sqlite:///roster.db)."
-    )
+        needed = f"needs the package {error.name}: pip install -r requirements-servers.txt"
+        raise SettingsError(f"DATABASE_URL: {scheme} {needed}") from None
+    known = "sqlite:///, postgresql://, mysql://, mariadb://, mongodb://, redis://, unix://"
+    raise SettingsError(f"DATABASE_URL: it must begin with one of {known} (with TLS: rediss://).")
 
 
 @cache
 def get_backend() -> Backend:
     """Return the database of the settings. Raises SettingsError."""
     settings = get_settings()
-    url, replica = settings.database_url, settings.read_database_url
-    return open_backend(url.get_secret_value(), replica.get_secret_value(), settings.pool_size)
+    urls = settings.database_url.get_secret_value(), settings.read_database_url.get_secret_value()
+    return open_backend(*urls, settings.pool_size)
 
 
 def open_session(read_only: bool = False) -> AsyncSession:
-    """Return a session for work outside a request, to be used in an ``async with`` block.
-
-    It commits when the block ends well, and rolls back if an exception leaves it.
-    """
+    """Return a session for an ``async with`` block: it commits, or an exception rolls back."""
     backend = get_backend()
     return Session(backend if isinstance(backend, Database) else None, read_only)
 

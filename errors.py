@@ -8,7 +8,7 @@ what the client sent.
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -18,6 +18,7 @@ from sqlalchemy.exc import NoResultFound, SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from engine import NotSQL
 from fields import BULK_MAX
 from store import Conflict, Fault, Kind, NotFound, StaleVersion
 from store_sql import sql_fault
@@ -142,9 +143,8 @@ LIVE = describe(_403="Not from here, or not with this token: the detail says why
 UNREACHABLE = describe(
     _503="The database is unreachable or busy. Retry after `Retry-After` seconds."
 )
-READ = LIVE | UNREACHABLE
-READ |= describe(_401="A token is needed, or this one is not known.", _422="A field is wrong.")
-READ |= describe(_429="Too many requests of this token are under way. Nothing was done.")
+READ = describe(_401="A token is needed, or this one is not known.", _422="A field is wrong.")
+READ |= describe(_429="Too many requests of this token are under way.") | LIVE | UNREACHABLE
 WRITE = READ | describe(_507="The database is full.")
 SEND = WRITE | describe(_408="The body did not arrive in time.", _413="The body is over 1 MiB.")
 NOT_FOUND = describe(_404="Nothing has this id.")
@@ -156,15 +156,10 @@ HANDLERS: dict[type[Exception], Any] = {
     NotFound: saying(404),
     NoResultFound: saying(404, "There is nothing with this id."),  # session.get_one raises it
     StaleVersion: saying(412),
+    NotSQL: saying(501),
     HTTPException: on_http_exception,
     RequestValidationError: on_invalid_request,
     Conflict: on_conflict,
     Fault: on_fault,
     SQLAlchemyError: on_session_error,
 }
-
-
-def install(app: FastAPI) -> None:
-    """Make an app answer as this module does."""
-    for error, handler in HANDLERS.items():
-        app.add_exception_handler(error, handler)

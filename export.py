@@ -91,18 +91,18 @@ def check(user: UserRead) -> UserRead:
         raise CorruptUser(f"user {user.id} is corrupt: {error}") from None
 
 
-async def read_pages(store: UserStore) -> AsyncIterator[list[UserRead]]:
-    """Yield all users by id, page by page, at least one page. Raises CorruptUser.
+async def read_pages(store: UserStore, q: str = "") -> AsyncIterator[list[UserRead]]:
+    """Yield the users that ``q`` finds by id, page by page, at least one page. Raises CorruptUser.
 
     Between two pages no connection is held, however slowly a client reads.
     """
-    query = UserQuery(limit=200)
+    query = UserQuery(limit=200, q=q)
     while True:
         page = await read_page(store, query)
         yield [*map(check, page.items)]
         if page.next is None:
             return
-        query = UserQuery(limit=200, cursor=page.next)
+        query = UserQuery(limit=200, q=q, cursor=page.next)
 
 
 def safe_cell(value: Any) -> Any:
@@ -123,11 +123,11 @@ def to_csv(rows: Iterable[Iterable[Any]]) -> str:
     return lines.getvalue()
 
 
-async def to_pieces(store: UserStore, format: Format) -> AsyncIterator[str]:
+async def to_pieces(store: UserStore, format: Format, q: str = "") -> AsyncIterator[str]:
     """Yield the users page by page, before the first page the header that CSV has."""
     if format == "csv":
         yield to_csv([FIELDS])
-    async for users in read_pages(store):
+    async for users in read_pages(store, q):
         if format == "csv":
             yield to_csv(row.values() for row in msgspec.to_builtins(users))
         else:

@@ -6,7 +6,7 @@ and all else come from the app itself, and no other site can put the page in a f
 
 from pathlib import Path
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 WEB = Path(__file__).parent / "web"
 STRICT = (
@@ -42,20 +42,12 @@ BY_PATH = dict.fromkeys(PAGE_FILES | DOCS_FILES, headers(STRICT, "no-cache"))
 BY_PATH["/docs"] = headers(DOCS, "no-store")
 
 
-class SafeHeaders:
-    """ASGI middleware that adds the headers to every response."""
+def headers_of(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """Return the headers that a response to this request has besides its own."""
+    return BY_PATH.get(path_of(scope), API_HEADERS)
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                path = scope["path"].removeprefix(scope.get("root_path", ""))
-                state = scope["state"]  # auth.py made it
-                who = f"{state['caller']};access={'write' if state['writes'] else 'read'}".encode()
-                added = [(b"x-caller", who), *BY_PATH.get(path, API_HEADERS)]
-                message["headers"] = [*message["headers"], *added]
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers)
+def path_of(scope: Scope) -> str:
+    """Return the path without the prefix under which a proxy or another app serves Roster."""
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path

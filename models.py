@@ -10,10 +10,10 @@ the classes for requests and responses add what only they have. A table model do
 from datetime import datetime
 
 from pydantic import MISSING
-from sqlalchemy import Index, UniqueConstraint
+from sqlalchemy import Index, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
-from fields import EMAIL_MAX, NAME_MAX, Email, Name, UserId
+from fields import EMAIL_MAX, NAME_MAX, Email, Name, UserId, fold_email, search_key
 from rows import TABLE, RowId, Versioned, fields_of, key_of, partial, unvalidated
 
 
@@ -27,7 +27,8 @@ class UserBase(SQLModel):
 class User(Versioned, UserBase, table=True):
     """The table: ``Versioned`` adds times and a version, and no client ever sees the keys.
 
-    Two users have the same ``email_key`` if their addresses differ only in case or width.
+    Two users have the same ``email_key`` if their addresses differ only in case or width. A search
+    looks for its words in ``search_key``.
     """
 
     __tablename__ = "users"
@@ -39,7 +40,8 @@ class User(Versioned, UserBase, table=True):
 
     id: int = Field(default=None, primary_key=True, sa_type=RowId)
     name_key: str = key_of("name")
-    email_key: str = key_of("email")
+    email_key: str = key_of("email", by=fold_email)
+    search_key: str = key_of("name", "email", by=search_key, server_default=text("''"))
 
 
 class UserCreate(UserBase):

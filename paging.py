@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NamedTuple, Self, cast
 from pydantic import StringConstraints, model_validator
 from sqlmodel import Field, SQLModel
 
-from fields import ID_MAX, REFUSED, Email, NamePrefix
+from fields import ID_MAX, REFUSED, Email, NamePrefix, Words, words_of
 
 Sort = Literal["id", "-id", "name", "-name"]
 # Whatever fits this is a position in the list, if not always that of a user.
@@ -43,6 +43,11 @@ class UserQuery(SQLModel):
     cursor: Annotated[str, StringConstraints(pattern=CURSOR)] = Field(
         default_factory=str, description="`next` of the page before; it keeps that page's sort."
     )
+    q: Words = Field(
+        default="",
+        description="Words, each of which is part of the name or of the address, in any case, with"
+        " or without accents.",
+    )
     name: NamePrefix = Field(
         default="",
         description="The name begins with this, in any case. Fastest with `sort=name`.",
@@ -55,6 +60,16 @@ class UserQuery(SQLModel):
     def after(self) -> Cursor | None:
         """The position after which the page begins; None is the beginning."""
         return Cursor.decode(self.cursor) if self.cursor else None
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """The words of ``q`` as they are looked for in a ``search_key``."""
+        return words_of(self.q)
+
+    @property
+    def dear(self) -> bool:
+        """Whether a page can cost the more the more users there are."""
+        return bool(self.words or self.total or (self.name and not self.by_name))
 
     @property
     def descending(self) -> bool:

@@ -1,6 +1,6 @@
 """Rows: the columns that keep themselves right, whoever writes, and the models made of others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
@@ -20,12 +20,6 @@ from fields import KEY_MAX, fold, utc_now
 
 # SQLite numbers rows only in a column that is declared as INTEGER.
 RowId = BigInteger().with_variant(Integer, "sqlite")
-# Keys sort by code point on every database, not by the server's language.
-Key = (
-    String(KEY_MAX)
-    .with_variant(String(KEY_MAX, collation="C"), "postgresql")
-    .with_variant(String(KEY_MAX, collation="utf8mb4_bin"), "mysql")
-)
 # Without AUTOINCREMENT, SQLite would give a deleted row's id to the next one.
 TABLE = {"sqlite_autoincrement": True, "mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
 
@@ -80,14 +74,22 @@ class Amount(TypeDecorator[Decimal]):
         return int(shifted) if places > 0 else shifted
 
 
-def key_of(field: str) -> Any:
-    """Return the Field of a key that always follows another field: its text, folded."""
+def key_of(*fields: str, by: Callable[..., str] = fold, **options: Any) -> Any:
+    """Return the Field of a key that always follows other fields: their texts, folded."""
 
     def folded(context: Any) -> str:
-        return fold(context.get_current_parameters()[field])
+        values = context.get_current_parameters()
+        return by(*(values[field] for field in fields))
 
-    column = {"default": folded, "info": {"key_of": field}}
-    return Field(default=None, sa_type=Key, nullable=False, sa_column_kwargs=column)
+    # Keys sort by code point on every database, not by the server's language.
+    size = (KEY_MAX + 1) * len(fields) - 1
+    key = (
+        String(size)
+        .with_variant(String(size, collation="C"), "postgresql")
+        .with_variant(String(size, collation="utf8mb4_bin"), "mysql")
+    )
+    column = {"default": folded, "info": {"key_of": fields, "by": by}, **options}
+    return Field(default=None, sa_type=key, nullable=False, sa_column_kwargs=column)
 
 
 class Versioned(SQLModel):
@@ -123,19 +125,33 @@ def columns_of(model: type[SQLModel]) -> list[Column[Any]]:
 
 @cache
 def keys_of(model: type[SQLModel]) -> dict[str, str]:
-    """Return the columns of ``key_of``, each with its field."""
-    return {
-        column.name: column.info["key_of"]
-        for column in columns_of(model)
-        if "key_of" in column.info
-    }
+    """Return the columns of ``key_of`` that follow one field, each with this field."""
+    keys = {column.name: column.info.get("key_of", ()) for column in columns_of(model)}
+    return {key: fields[0] for key, fields in keys.items() if len(fields) == 1}
+
+
+def follow(model: type[SQLModel], values: Mapping[str, Any], whole: bool = False) -> dict[str, str]:
+    """Return the keys that follow fields with these values, of which not all may be known.
+
+    Raises ValueError if the ``whole`` of a key is needed.
+    """
+    keys = {}
+    for column in columns_of(model):
+        fields = column.info.get("key_of", ())
+        known = [field for field in fields if values.get(field) is not None]
+        if known and whole and len(known) < len(fields):
+            raise ValueError(f"{column.name} follows {' and '.join(fields)}: set them together")
+        if known:
+            keys[column.name] = column.info["by"](*map(values.get, fields))
+    return keys
 
 
 @event.listens_for(SQLModel, "before_update", propagate=True)
 def update_keys(_: object, __: object, row: SQLModel) -> None:
     """Let the keys of an object follow its fields when it is stored again."""
-    for key, field in keys_of(type(row)).items():
-        setattr(row, key, fold(getattr(row, field)))
+    fields = {field: getattr(row, field) for field in type(row).model_fields}
+    for key, text_ in follow(type(row), fields).items():
+        setattr(row, key, text_)
 
 
 @event.listens_for(Session, "do_orm_execute")
@@ -143,13 +159,12 @@ def update_keys_of_statement(state: ORMExecuteState) -> None:
     """Let the keys follow the fields in ``update(Model)``, too."""
     statement = state.statement
     if isinstance(statement, Update) and (mapper := state.bind_mapper):
-        keys = keys_of(cast(type[SQLModel], mapper.class_))
+        model = cast(type[SQLModel], mapper.class_)
         many = state.parameters if isinstance(state.parameters, list) else []
-        values = statement.compile().params if keys and not many else {}
-        found = {key: fold(values[field]) for key, field in keys.items() if values.get(field)}
+        found = {} if many else follow(model, statement.compile().params, whole=True)
         state.statement = statement.values(found) if found else statement
         for row in many:
-            row |= {key: fold(row[field]) for key, field in keys.items() if field in row}
+            row |= follow(model, row, whole=True)
 
 
 class Values(dict[str, Any]):
@@ -185,10 +200,7 @@ def new_row(model: type[SQLModel], fields: dict[str, Any]) -> dict[str, Any]:
 
 def changed_row(model: type[SQLModel], fields: dict[str, Any]) -> dict[str, Any]:
     """Return the values that change with these, the version apart: ``fields``, keys, times."""
-    row = Values(fields)
-    for key, field in keys_of(model).items():
-        if field in fields:
-            row[key] = fold(fields[field])
+    row = Values(fields | follow(model, fields))
     for column in columns_of(model):
         if (made := cast(Any, column.onupdate)) is not None and made.is_callable:
             row[column.name] = made.arg(row)

@@ -13,8 +13,9 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from engine import WAIT_MAX
 from fields import ID_MAX
-from models import PageOfRows, UserCreate, UserPage, UserRead, UserUpdate
+from models import PageOfRows, User, UserCreate, UserPage, UserRead, UserUpdate
 from paging import Cursor, UserQuery
+from rows import new_row
 
 logger = logging.getLogger("uvicorn.error")  # uvicorn prints what is logged here
 
@@ -150,11 +151,14 @@ class UserStore(Protocol):
 class Pooled(Protocol):
     """A store whose driver has a pool of its own, with as many ``slots`` as connections.
 
+    Dear queries take few of them, so that they cannot keep others waiting.
+
     In the pools of PyMongo and redis-py, a caller that asks at the right moment overtakes those
     that wait; asyncio hands the slots out in order.
     """
 
     slots: asyncio.Semaphore
+    dear: asyncio.Semaphore
     place: str
     errors: tuple[type[Exception], ...]  # what its driver raises
     kinds: Mapping[str, Kind]  # of its codes
@@ -178,6 +182,12 @@ def verb(
 
     @wraps(work)
     async def run(store: S, /, *args: P.args, **options: P.kwargs) -> T:
+        if args and getattr(args[0], "dear", False):
+            async with store.dear:
+                return await run_in_slot(store, *args, **options)
+        return await run_in_slot(store, *args, **options)
+
+    async def run_in_slot(store: S, /, *args: P.args, **options: P.kwargs) -> T:
         try:
             if store.slots.locked():
                 async with asyncio.timeout(WAIT_MAX):
@@ -196,6 +206,16 @@ def verb(
             store.slots.release()
 
     return run
+
+
+async def new_rows(new: Sequence[UserCreate]) -> list[dict[str, Any]]:
+    """Return the values of new users. The keys of a thousand can take a second: leave room."""
+    rows = []
+    for user in new:
+        rows.append(new_row(User, user.model_dump()))
+        if len(rows) % 50 == 0:
+            await asyncio.sleep(0)
+    return rows
 
 
 class Backend(Protocol):

@@ -1,12 +1,14 @@
 """MongoDB: PyMongo's own async client, one document for each user.
 
-``users`` holds documents with the columns of ``models.User``, their id as ``_id``, and ``counters``
-the last id that was given. The unique index on ``email_key`` and the version in the filter of every
-change are the truth: each verb is one atomic operation on one document. Only a list of users takes
-a transaction, which a standalone server does not have.
+``users`` holds documents with the columns of ``models.User``, their id as ``_id`` and the lines of
+``search_key`` as a list, and ``counters`` the last id that was given. The unique index on
+``email_key`` and the version in the filter of every change are the truth: each verb is one atomic
+operation on one document. Only a list of users takes a transaction, which a standalone server does
+not have.
 """
 
 import asyncio
+import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +19,7 @@ from urllib.parse import urlsplit
 import pymongo
 from bson import Int64
 from bson.errors import BSONError
-from pymongo import AsyncMongoClient, ReadPreference, ReturnDocument
+from pymongo import AsyncMongoClient, ReadPreference, ReturnDocument, UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import (
@@ -30,22 +32,15 @@ from pymongo.errors import (
 )
 
 from engine import SettingsError, check_certificates, codes
-from fields import KEY_MAX, fold
+from fields import ID_MAX, KEEP, KEY_MAX, fold, fold_email
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
 from paging import UserQuery
-from rows import changed_row, new_row
-from store import (
-    EmailTaken,
-    Kind,
-    NotFound,
-    StaleVersion,
-    by_code,
-    logger,
-    verb,
-)
+from rows import changed_row, follow, new_row
+from store import EmailTaken, Kind, NotFound, StaleVersion, by_code, logger, new_rows, verb
 
 Document = dict[str, Any]
 NO_TRANSACTIONS = 20  # MongoDB's IllegalOperation: how a standalone server answers to one
+NO_SPACE = 14031  # its OutOfDiskSpace
 # MongoDB's numbers, or the name of a class of exceptions.
 KINDS = by_code(
     {
@@ -80,7 +75,7 @@ class MongoUserStore:
     def __init__(self, url: str, size: int = 15) -> None:
         """Open the database of a URL. Nothing is connected yet. Raises SettingsError."""
         self.client = make_client(url, size)
-        self.slots = asyncio.Semaphore(size)
+        self.slots, self.dear = asyncio.Semaphore(size), asyncio.Semaphore(max(2, size // 5))
         database = self.client.get_default_database("roster")
         self.place = (
             f"MongoDB at {urlsplit(url).netloc.rpartition('@')[2]}, database {database.name}"
@@ -110,17 +105,16 @@ class MongoUserStore:
         """Insert all documents in a transaction; if one is rejected, ask which and start again."""
         if not await self.has_transactions():
             raise OperationFailure("a standalone server", NO_TRANSACTIONS)
-        first: dict[str, int] = {}
-        taken = {i for i, user in enumerate(new) if first.setdefault(fold(user.email), i) != i}
+        rows = await new_rows(new)
+        first = {row["email_key"]: i for i, row in reversed([*enumerate(rows)])}
+        taken = {i for i, row in enumerate(rows) if first[row["email_key"]] != i}
         first_id = await self.take_ids(len(new))
         while True:
             if taken and not skip_taken:
                 taken |= await self.find_taken(first)
                 raise EmailTaken([("body", i, "email") for i in sorted(taken)])
             documents = [
-                new_document(first_id + i, user.model_dump())
-                for i, user in enumerate(new)
-                if i not in taken
+                new_document(first_id + i, row) for i, row in enumerate(rows) if i not in taken
             ]
             try:
                 with pymongo.timeout(4):  # otherwise it retries for two minutes
@@ -189,7 +183,7 @@ class MongoUserStore:
             try:
                 document = await self.users.find_one_and_update(
                     with_version(user_id, if_match),
-                    {"$set": changed_row(User, fields), "$inc": {"version": 1}},
+                    {"$set": to_set(fields), "$inc": {"version": 1}},
                     SEEN,
                     return_document=ReturnDocument.AFTER,
                 )
@@ -245,9 +239,13 @@ class MongoUserStore:
         """
         await self.users.create_index("email_key", unique=True)
         await self.users.create_index([("name_key", 1), ("_id", 1)])
+        counter = await self.counters.find_one({"_id": "users"})
+        if not counter or "layout" not in counter:
+            with pymongo.timeout(600):  # of each start
+                await self.add_search_keys()
         newest = await self.users.find_one({}, sort=[("_id", -1)])
         # Users may have been restored without their counter.
-        last = {"last": Int64(newest["_id"] if newest else 0)}
+        last = {"last": Int64(newest["_id"] if newest else 0), "layout": 2}
         with suppress(DuplicateKeyError):  # another process that starts now was faster
             await self.counters.update_one({"_id": "users"}, {"$max": last}, upsert=True)
         if not await self.has_transactions():
@@ -257,12 +255,33 @@ class MongoUserStore:
         """Close the pool."""
         await self.client.close()
 
+    async def add_search_keys(self) -> None:
+        """Give documents of release 1.0.0 their search keys. The next start continues it."""
+        lacking: Document = {"search_key": {"$exists": False}}
+        while left := await self.users.count_documents(lacking):
+            last = -1
+            while documents := await self.users.find(
+                {**lacking, "_id": {"$gt": last}}, sort=[("_id", 1)], limit=200
+            ).to_list():
+                if left % 50_000 < 200:
+                    logger.info("%s: %s users lack their search keys.", self.place, f"{left:,}")
+                changes = [  # of those that do not change meanwhile; the others are found again
+                    UpdateOne(with_version(each["_id"], [each["version"]]), {"$set": keys(each)})
+                    for each in documents
+                ]
+                await self.users.bulk_write(changes, ordered=False)
+                last, left = documents[-1]["_id"], left - len(documents)
+
     async def take_ids(self, count: int) -> int:
         """Take ids off the counter, for good, and return the first of them."""
         counter = await self.counters.find_one_and_update(
-            {"_id": "users"}, {"$inc": {"last": count}}, return_document=ReturnDocument.AFTER
+            {"_id": "users", "last": {"$lte": ID_MAX - count}},
+            {"$inc": {"last": count}},
+            return_document=ReturnDocument.AFTER,
         )
         if counter is None:
+            if await self.counters.find_one({"_id": "users"}):
+                raise OperationFailure("no id is left", NO_SPACE)
             raise AutoReconnect("not set up yet")
         return int(counter["last"]) - count + 1
 
@@ -297,7 +316,20 @@ def is_conflict(error: PyMongoError) -> bool:
 
 def new_document(user_id: int, fields: dict[str, Any]) -> Document:
     """Return the document of a user with these fields."""
-    return {"_id": Int64(user_id), **new_row(User, fields)}
+    return {"_id": Int64(user_id), **new_row(User, fields), **keys(fields)}
+
+
+def keys(fields: Document) -> Document:
+    """Return the keys of a user, the search key as a list."""
+    found = follow(User, {name: fields[name] for name in ("name", "email")})
+    return found | {"search_key": found["search_key"].split("\n")}
+
+
+def to_set(fields: dict[str, Any]) -> Document:
+    """Return what a change of these fields sets, of the search key only the lines that follow."""
+    row = changed_row(User, fields)
+    lines = enumerate(row.pop("search_key", KEEP).split("\n"))
+    return row | {f"search_key.{i}": line for i, line in lines if line != KEEP}
 
 
 def to_user(document: Document) -> UserRead:
@@ -323,7 +355,9 @@ def fits(query: UserQuery) -> Document:
         # Every key that begins with the prefix is in this range, and no other.
         conditions["name_key"] = {"$gte": prefix, "$lte": prefix.ljust(KEY_MAX, "\U0010ffff")}
     if query.email:
-        conditions["email_key"] = fold(query.email)
+        conditions["email_key"] = fold_email(query.email)
+    if query.words:
+        conditions["$and"] = [{"search_key": {"$regex": re.escape(w)}} for w in query.words]
     return conditions
 
 

@@ -7,10 +7,11 @@ r"""Redis: redis.asyncio, one Lua script to a change, and these keys.
     left out.
 ``roster:emails``
     A hash, email_key -> id: which addresses are taken, and by which user.
-``roster:by_id``
-    A sorted set of ids.
-``roster:by_name``
-    A sorted set of name_key + NUL + id. No name has a NUL, so "ada" comes before "ada lovelace".
+``roster:ids``
+    A sorted set of id + NUL + search_key, which has the lines in which ``q`` looks for words.
+``roster:names``
+    A sorted set of name_key + NUL + id + NUL + search_key. No name has a NUL, so "ada" comes before
+    "ada lovelace".
 
 Ids in keys and members have 19 digits, and all scores are 0: Redis sorts such members by their
 bytes, which is the order of code points, and finds a position or a prefix in a million of them as
@@ -19,6 +20,8 @@ fast as in a thousand. (Scores are floating point, which is not exact beyond 2^5
 A script runs alone and whole, so no client sees half a change. Its first write is the only one that
 Redis may reject (memory full, a replica); it comes after everything that the script itself could
 reject. Scripts use keys that are not among their arguments: no Redis Cluster.
+
+A search walks along a sorted set, 1000 members in a script; between two, Redis serves others.
 """
 
 import asyncio
@@ -38,19 +41,11 @@ from redis.maint_notifications import MaintNotificationsConfig
 from sqlalchemy import URL
 
 from engine import SettingsError, codes, hosts, parse_url
-from fields import fold
+from fields import ID_MAX, fold, fold_email, search_key
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
 from paging import UserQuery
 from rows import changed_row, new_row, reader_of
-from store import (
-    EmailTaken,
-    Kind,
-    NotFound,
-    StaleVersion,
-    by_code,
-    logger,
-    verb,
-)
+from store import EmailTaken, Kind, NotFound, StaleVersion, by_code, logger, new_rows, verb
 
 # The word that Redis begins an error with, or the name of a class of exceptions.
 KINDS = by_code(
@@ -60,7 +55,7 @@ KINDS = by_code(
         " SSLCertVerificationError",
         Kind.UNREACHABLE: "LOADING MASTERDOWN ConnectionError TimeoutError OSError",
         Kind.READ_ONLY: "READONLY MISCONF NOREPLICAS",
-        Kind.FULL: "OOM",
+        Kind.FULL: "OOM FULL",
     }
 )
 # What makes a value of a field's text; None if it is the text.
@@ -68,6 +63,7 @@ FROM_TEXT = [reader_of(cast(Any, UserRead.model_fields[field].annotation)) for f
 # A hash that was stored before another field was added has that field's default.
 REQUIRED = {name for name, field in UserRead.model_fields.items() if field.is_required()}
 NULL = "\0"  # stands for null in a script's arguments: no text has a NUL
+PIECE = 1000  # members that a script looks at
 
 # The beginning of every script. A hash has a field for every value that isn't null.
 READ = f"""
@@ -86,31 +82,44 @@ local function write(id, first, last)
   redis.call('HSET', user, unpack(values))
   if #nulls > 0 then redis.call('HDEL', user, unpack(nulls)) end
 end
+local function members(id)
+  local keys = redis.call('HMGET', 'roster:user:' .. id, 'name_key', 'search_key')
+  local tail = id .. '\\0' .. (keys[2] or '')
+  return tail, (keys[1] or '') .. '\\0' .. tail
+end
+local function add(id)
+  local of_id, of_name = members(id)
+  redis.call('ZADD', 'roster:ids', 0, of_id)
+  redis.call('ZADD', 'roster:names', 0, of_name)
+end
 """
-# ARGV: "skip" or "fail", how many texts a user has; then for each user its two keys, and fields
-# and their values.
+# ARGV: "skip" or "fail", how many texts a user has, the last id after which there are just enough;
+# then for each user its email_key, and fields and their values.
 ADD = r"""
 local seen, free, taken, ids, wide = {}, {}, {}, {}, tonumber(ARGV[2])
-for i = 3, #ARGV, wide do
+for i = 4, #ARGV, wide do
   local email_key = ARGV[i]
   if seen[email_key] or redis.call('HEXISTS', 'roster:emails', email_key) == 1 then
-    table.insert(taken, (i - 3) / wide)
+    table.insert(taken, (i - 4) / wide)
   else
     table.insert(free, i)
   end
   seen[email_key] = true
 end
 if #taken > 0 and ARGV[1] == 'fail' then return {taken, ids} end
+-- Lua's numbers are floating point: ids and versions stay text.
+local function last_id()
+  local short = redis.call('GET', 'roster:last_id') or '0'
+  return string.rep('0', 19 - #short) .. short, short
+end
+if last_id() > ARGV[3] then return redis.error_reply('FULL no id is left') end
 for _, i in ipairs(free) do
   redis.call('INCR', 'roster:last_id')
-  -- Lua's numbers are floating point: ids and versions stay text.
-  local short = redis.call('GET', 'roster:last_id')
-  local id = string.rep('0', 19 - #short) .. short
+  local id, short = last_id()
   redis.call('HSET', 'roster:user:' .. id, 'id', short)
-  write(id, i + 2, i + wide - 1)
+  write(id, i + 1, i + wide - 1)
   redis.call('HSET', 'roster:emails', ARGV[i], id)
-  redis.call('ZADD', 'roster:by_id', 0, id)
-  redis.call('ZADD', 'roster:by_name', 0, ARGV[i + 1] .. '\0' .. id)
+  add(id)
   table.insert(ids, short)
 end
 return {taken, ids}
@@ -120,46 +129,38 @@ HOLDER = """
 local id = redis.call('HGET', 'roster:emails', ARGV[1])
 return id and {read(id)} or {}
 """
-# ARGV: what ZRANGE takes.
-PAGE = """
-local rows = {}
-for i, member in ipairs(redis.call('ZRANGE', unpack(ARGV))) do
-  rows[i] = read(string.sub(member, -19))
-end
-return rows
-"""
-# ARGV: a prefix of names, the ids between which to look, "-" for the highest first, how many. A few
-# matches are sorted by id. To sort many would stop Redis for too long: rather look who fits among
-# those that are next by id, and return besides from where to look on.
-MATCHES_BY_ID = r"""
-local prefix, low, high, sign, limit = unpack(ARGV)
-local first, last, few, down = '[' .. prefix, '[' .. prefix .. '\255', 5000, sign == '-'
-local ids, rows, rest = {}, {}, false
-if redis.call('ZLEXCOUNT', 'roster:by_name', first, last) <= few then
-  for _, member in ipairs(redis.call('ZRANGE', 'roster:by_name', first, last, 'BYLEX')) do
-    local id = string.sub(member, -19)
-    if low < id and id < high then table.insert(ids, id) end
+# ARGV: a sorted set, "-" for the highest first, the members between which to look, at how many, for
+# how many users (0: count them only), a prefix of names or "", words. Returns the users, from where
+# to look on, and the count.
+WALK = r"""
+local set, sign, low, high, few, limit, prefix = unpack(ARGV)
+local range = {'(' .. low, '(' .. high, 'BYLEX', 'LIMIT', 0, few}
+if sign == '-' then range = {'(' .. high, '(' .. low, 'BYLEX', 'REV', 'LIMIT', 0, few} end
+local found, rows, count = redis.call('ZRANGE', set, unpack(range)), {}, 0
+limit = tonumber(limit)
+for _, member in ipairs(found) do
+  local start = set == 'roster:ids' and 0 or string.find(member, '\0', 1, true)
+  local id, fits = string.sub(member, start + 1, start + 19), true
+  for i = 8, #ARGV do fits = fits and string.find(member, ARGV[i], start + 21, true) end
+  if fits and prefix ~= '' then
+    local name_key = redis.call('HGET', 'roster:user:' .. id, 'name_key')
+    fits = string.sub(name_key, 1, #prefix) == prefix
   end
-  table.sort(ids, down and function (a, b) return a > b end or nil)
-else
-  local range = {'(' .. low, '(' .. high, 'BYLEX', 'LIMIT', 0, few}
-  if down then range = {'(' .. high, '(' .. low, 'BYLEX', 'REV', 'LIMIT', 0, few} end
-  ids = redis.call('ZRANGE', 'roster:by_id', unpack(range))
-  rest = ids[few] or false
+  if fits then
+    count = count + 1
+    if limit > 0 then table.insert(rows, read(id)) end
+    if count == limit then break end
+  end
 end
-for _, id in ipairs(ids) do
-  if #rows == tonumber(limit) then break end
-  local name_key = redis.call('HGET', 'roster:user:' .. id, 'name_key')
-  if string.sub(name_key, 1, #prefix) == prefix then table.insert(rows, read(id)) end
-end
-return {rows, rest}
+return {rows, found[tonumber(few)] or false, count}
 """
 # The beginning of a change. ARGV: the id, the versions that may be changed or "" for any.
 LOOK = """
 local id = ARGV[1]
 local user = 'roster:user:' .. id
-local version, name_key, email_key =
-  unpack(redis.call('HMGET', user, 'version', 'name_key', 'email_key'))
+local version, email_key, search_key =
+  unpack(redis.call('HMGET', user, 'version', 'email_key', 'search_key'))
+local of_id, of_name = members(id)
 if not version then return 'not found' end
 if ARGV[2] ~= '' and not string.find(ARGV[2], ' ' .. version .. ' ', 1, true) then
   return 'stale'
@@ -167,28 +168,37 @@ end
 """
 # ARGV, besides: fields and their values.
 CHANGE = rf"""{LOOK}
-local new = {{email_key = email_key, name_key = name_key}}
-for i = 3, #ARGV, 2 do new[ARGV[i]] = ARGV[i + 1] end
-local holder = redis.call('HGET', 'roster:emails', new.email_key)
+local new_key = email_key
+for i = 3, #ARGV, 2 do
+  if ARGV[i] == 'email_key' then new_key = ARGV[i + 1] end
+  if ARGV[i] == 'search_key' then
+    local name, email = string.match(ARGV[i + 1], '^(.*)\n(.*)$')
+    local old_name, old_email = string.match(search_key or '\n', '^(.*)\n(.*)$')
+    name, email = name == '\0' and old_name or name, email == '\0' and old_email or email
+    ARGV[i + 1] = name .. '\n' .. email
+  end
+end
+local holder = redis.call('HGET', 'roster:emails', new_key)
 if holder and holder ~= id then return 'taken' end
 if #ARGV > 2 then
   write(id, 3, #ARGV)
   redis.call('HINCRBY', user, 'version', 1)
   redis.call('HDEL', 'roster:emails', email_key)
-  redis.call('HSET', 'roster:emails', new.email_key, id)
-  redis.call('ZREM', 'roster:by_name', name_key .. '\0' .. id)
-  redis.call('ZADD', 'roster:by_name', 0, new.name_key .. '\0' .. id)
+  redis.call('HSET', 'roster:emails', new_key, id)
+  redis.call('ZREM', 'roster:ids', of_id)
+  redis.call('ZREM', 'roster:names', of_name)
+  add(id)
 end
 return read(id)
 """
 REMOVE = rf"""{LOOK}
 redis.call('HDEL', 'roster:emails', email_key)
-redis.call('ZREM', 'roster:by_id', id)
-redis.call('ZREM', 'roster:by_name', name_key .. '\0' .. id)
+redis.call('ZREM', 'roster:ids', of_id)
+redis.call('ZREM', 'roster:names', of_name)
 redis.call('DEL', user)
 return 'removed'
 """
-# ARGV: how many texts a user has; then for each user the id in 19 digits, its two keys, and fields
+# ARGV: how many texts a user has; then for each user the id in 19 digits, its email_key, and fields
 # and their values.
 RESTORE = r"""
 local wide = tonumber(ARGV[1])
@@ -198,12 +208,33 @@ for i = 2, #ARGV, wide do
 end
 for i = 2, #ARGV, wide do
   local id = ARGV[i]
-  write(id, i + 3, i + wide - 1)
+  write(id, i + 2, i + wide - 1)
   redis.call('HSET', 'roster:emails', ARGV[i + 1], id)
-  redis.call('ZADD', 'roster:by_id', 0, id)
-  redis.call('ZADD', 'roster:by_name', 0, ARGV[i + 2] .. '\0' .. id)
+  add(id)
 end
 return false
+"""
+# Release 1.0.0 had ids alone in ``roster:by_id``, and names with ids in ``roster:by_name``. ARGV of
+# CONVERT: for each user the id in 19 digits, its version, email_key and search_key.
+OLD = """
+local rows = {redis.call('ZLEXCOUNT', 'roster:by_id', '-', '+')}
+for i, id in ipairs(redis.call('ZRANGE', 'roster:by_id', 0, 999)) do rows[i + 1] = read(id) end
+return rows
+"""
+CONVERT = r"""
+for i = 1, #ARGV, 4 do
+  local id, user = ARGV[i], 'roster:user:' .. ARGV[i]
+  local version, name_key, email_key =
+    unpack(redis.call('HMGET', user, 'version', 'name_key', 'email_key'))
+  if version == ARGV[i + 1] then
+    redis.call('HSET', user, 'email_key', ARGV[i + 2], 'search_key', ARGV[i + 3])
+    redis.call('HDEL', 'roster:emails', email_key)
+    redis.call('HSET', 'roster:emails', ARGV[i + 2], id)
+    add(id)
+    redis.call('ZREM', 'roster:by_id', id)
+    redis.call('ZREM', 'roster:by_name', name_key .. '\0' .. id)
+  end
+end
 """
 
 
@@ -217,7 +248,7 @@ class RedisUserStore:
         """Open the database of a URL. Nothing is connected yet. Raises SettingsError."""
         self.url = parse_url("DATABASE_URL", url)
         self.redis = Redis(connection_pool=make_pool(self.url, size))
-        self.slots = asyncio.Semaphore(size)
+        self.slots, self.dear = asyncio.Semaphore(size), asyncio.Semaphore(max(2, size // 5))
         kind = "Redis Sentinel" if self.url.drivername.endswith("+sentinel") else "Redis"
         where, number = " or ".join(hosts(self.url)), self.url.database or 0
         if self.url.drivername == "unix":
@@ -239,10 +270,11 @@ class RedisUserStore:
         self, new: Sequence[UserCreate], skip_taken: bool
     ) -> tuple[list[UserRead], list[str]]:
         """Let the script look which addresses are free, and store their users."""
-        rows = [new_row(User, user.model_dump()) for user in new]
-        texts = [[row["email_key"], row["name_key"], *to_texts(row)] for row in rows]
+        rows = await new_rows(new)
+        texts = [[row["email_key"], *to_texts(row)] for row in rows]
         args = [text for each in texts for text in each]
-        taken, ids = await self.run(ADD, "skip" if skip_taken else "fail", len(texts[0]), *args)
+        how, enough = "skip" if skip_taken else "fail", f"{ID_MAX - len(rows):019}"
+        taken, ids = await self.run(ADD, how, len(texts[0]), enough, *args)
         if taken and not skip_taken:
             raise EmailTaken([("body", i, "email") for i in taken])
         left_out = set(taken)
@@ -263,60 +295,80 @@ class RedisUserStore:
 
     @verb
     async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
-        """Read a range of a sorted set and the hashes of its members, in one script.
+        """Walk along a sorted set and read the hashes of its members, piece by piece in a script.
 
         In two steps, a user could be renamed in between, and the next page begin elsewhere.
         """
-        down, by_name = query.descending, query.by_name
+        down, words, prefix = query.descending, query.words, fold(query.name).encode()
 
-        def member(user_id: int, name: str) -> bytes:
-            return f"{fold(name)}\0{user_id:019}".encode() if by_name else b"%019d" % user_id
+        def beyond(row: UserRead) -> bool:
+            here, there = (
+                (fold(each.name) * query.by_name, each.id) for each in (row, query.after or row)
+            )
+            return not query.after or (here < there if down else here > there)
 
-        prefix = fold(query.name).encode()
-        # 0xff is in no UTF-8: every key with the prefix comes before this.
-        low, high = (prefix, prefix + b"\xff") if by_name else (b"0" * 19, b"9" * 19)
-        if query.after and down:
-            high = min(high, member(query.after.id, query.after.name))
-        elif query.after:
-            low = max(low, member(query.after.id, query.after.name))
         if query.email:
-            rows = await self.holder(query)
-            return [row for row in rows if low < member(row.id, row.name) < high]
-        if query.name and not by_name:
-            return await self.matches_by_id(prefix, low, high, down, limit)
-        ends = [b"(" + low, b"(" + high, "BYLEX"]
-        if down:
-            ends = [b"(" + high, b"(" + low, "BYLEX", "REV"]
-        args = ("roster:by_name" if by_name else "roster:by_id", *ends, "LIMIT", 0, limit)
-        return [*map(to_user, await reading(self.run, PAGE, *args))]
+            return [*filter(beyond, await self.holder(query))]
+        # 0xff is in no UTF-8: every member with the prefix comes before this.
+        low, high = prefix, prefix + b"\xff"
+        if query.name and not query.by_name:
+            if await self.count_names(low) <= PIECE:
+                rows = await self.walk("names", low, high, False, 10 * PIECE, b"", words)
+                return sorted(filter(beyond, rows), key=lambda row: row.id, reverse=down)[:limit]
+            low, high = b"", b"\xff"
+        if query.after:
+            name = fold(query.after.name).encode() + b"\0" if query.by_name else b""
+            member = name + b"%019d\0" % query.after.id
+            low, high = (low, min(high, member)) if down else (max(low, member + b"\xff"), high)
+        if query.by_name:
+            return await self.walk("names", low, high, down, limit, b"", words)
+        return await self.walk("ids", low, high, down, limit, prefix, words)
 
-    async def matches_by_id(
-        self, prefix: bytes, low: bytes, high: bytes, down: bool, limit: int
+    async def walk(
+        self, to: str, low: bytes, high: bytes, down: bool, limit: int, prefix: bytes, words: Any
     ) -> list[UserRead]:
         """Let the script look until there are enough."""
+        few = PIECE if prefix or words else limit
         rows: list[UserRead] = []
         rest: Any = True
         while rest and len(rows) < limit:
-            args = (prefix, low, high, "-" if down else "+", limit - len(rows))
-            found, rest = await reading(self.run, MATCHES_BY_ID, *args)
+            ends = "-" if down else "+", low, high, few, limit - len(rows)
+            found, rest, _ = await reading(self.run, WALK, f"roster:{to}", *ends, prefix, *words)
             rows += map(to_user, found)
-            low, high = (low, rest) if down else (rest, high)
+            if rest:
+                low, high = (low, rest.encode()) if down else (rest.encode(), high)
         return rows
 
+    async def count_names(self, prefix: bytes) -> int:
+        ends = b"[" + prefix, b"[" + prefix + b"\xff"
+        return int(await reading(self.redis.zlexcount, "roster:names", *ends))
+
     async def holder(self, query: UserQuery) -> list[UserRead]:
-        """Return the user that has the query's address, if the name fits too."""
-        found = await reading(self.run, HOLDER, fold(query.email))
+        """Return the user that has the query's address, if the rest fits too."""
+        found = await reading(self.run, HOLDER, fold_email(query.email))
         rows = [*map(to_user, found)]
-        return [row for row in rows if fold(row.name).startswith(fold(query.name))]
+        return [
+            row
+            for row in rows
+            if fold(row.name).startswith(fold(query.name))
+            and all(word in search_key(row.name, row.email) for word in query.words)
+        ]
 
     @verb
     async def count(self, query: UserQuery) -> int:
-        """Count by the positions of the first and the last, which Redis knows."""
+        """Count by the positions of the first and the last, which Redis knows, or look at all."""
         if query.email:
             return len(await self.holder(query))
-        prefix = fold(query.name).encode()
-        ends = b"[" + prefix, b"[" + prefix + b"\xff"
-        return int(await reading(self.redis.zlexcount, "roster:by_name", *ends))
+        low = fold(query.name).encode()
+        high = low + b"\xff"
+        if not query.words:
+            return await self.count_names(low)
+        total, rest = 0, True
+        while rest:
+            args = ("+", low, high, PIECE, 0, b"", *query.words)
+            _, rest, found = await reading(self.run, WALK, "roster:names", *args)
+            total, low = total + found, rest and rest.encode()
+        return total
 
     @verb
     async def change(
@@ -341,9 +393,7 @@ class RedisUserStore:
     async def restore(self, users: Sequence[UserRead]) -> None:
         """Let the script look whether ids and addresses are free, and store the users."""
         rows = [new_row(User, {field: getattr(user, field) for field in FIELDS}) for user in users]
-        texts = [
-            [f"{row['id']:019}", row["email_key"], row["name_key"], *to_texts(row)] for row in rows
-        ]
+        texts = [[f"{row['id']:019}", row["email_key"], *to_texts(row)] for row in rows]
         args = [text for each in texts for text in each]
         if await self.run(RESTORE, len(texts[0]), *args):
             raise EmailTaken([])
@@ -360,12 +410,27 @@ class RedisUserStore:
 
     async def start(self) -> None:
         """Warn if Redis is set up to lose what it has acknowledged."""
+        await self.convert()
         await self.ping()
         if not await self.is_durable():
             logger.warning(
                 "%s may lose users unless appendonly is yes and maxmemory-policy noeviction.",
                 self.place,
             )
+
+    @verb
+    async def convert(self) -> None:
+        """Give users of release 1.0.0 their search keys. The next start continues it."""
+        count, *rows = await reading(self.run, OLD)
+        while count:
+            if count % 50_000 < PIECE:
+                logger.info("%s: %s users lack their search keys.", self.place, f"{count:,}")
+            args: list[Any] = []
+            for user in map(to_user, rows):
+                keys = fold_email(user.email), search_key(user.name, user.email)
+                args += [f"{user.id:019}", user.version, *keys]
+            await self.run(CONVERT, *args)
+            count, *rows = await reading(self.run, OLD)
 
     @verb
     async def is_durable(self) -> bool:

@@ -6,9 +6,10 @@ that it can run again when the database undoes it for the sake of another transa
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
-from functools import cache, wraps
+from functools import lru_cache, wraps
 from itertools import starmap
 from operator import ge, gt, le, lt
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -19,11 +20,11 @@ from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from engine import codes, fetch, get_last_id, insert_row, place_of, set_last_id
-from fields import KEY_MAX, fold
+from fields import KEY_MAX, fold, fold_email
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
 from paging import UserQuery
 from rows import new_row
-from store import EmailTaken, Fault, Kind, NotFound, StaleVersion, by_code, find_fault
+from store import EmailTaken, Fault, Kind, NotFound, StaleVersion, by_code, find_fault, new_rows
 
 # Statements on the table that are built once, with their values as parameters, are faster than
 # objects of User, whose place is where something is changed.
@@ -35,6 +36,7 @@ READ_ONE = READ.where(row_id == bindparam("id"))
 FIND_IDS = select(email_key, row_id).where(email_key.in_(bindparam("keys", expanding=True)))
 ANY_ROW = select(USERS).limit(1)
 INSERT = insert(USERS)
+NEAR = 1000  # rows in which a search by name looks first
 
 # PostgreSQL's SQLSTATE or its class (the first two characters), MySQL's number, SQLite's name or
 # the beginning of it, or the name of a class of exceptions.
@@ -125,15 +127,15 @@ class SQLUserStore:
         self, new: Sequence[UserCreate], skip_taken: bool
     ) -> tuple[list[UserRead], list[str]]:
         """Insert all rows inside a savepoint; if one is rejected, ask which and start again."""
-        first: dict[str, int] = {}
-        taken = {i for i, user in enumerate(new) if first.setdefault(fold(user.email), i) != i}
+        new_users = await new_rows(new)
+        keys = [row["email_key"] for row in new_users]
+        first = {key: i for i, key in reversed([*enumerate(keys)])}
+        taken = {i for i, key in enumerate(keys) if first[key] != i}
         while True:
             if taken and not skip_taken:
                 taken |= {first[key] for key in await self.find_ids(first)}
                 raise EmailTaken([("body", i, "email") for i in sorted(taken)])
-            rows = [
-                new_row(User, user.model_dump()) for i, user in enumerate(new) if i not in taken
-            ]
+            rows = [row for i, row in enumerate(new_users) if i not in taken]
             try:
                 async with self.session.begin_nested():
                     if rows:
@@ -163,16 +165,24 @@ class SQLUserStore:
 
     @verb
     async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
-        """Select by position, not by offset: the index leads to the first row of any page."""
-        statement = select_page(query.sort, query.after is not None, *filters(query))
-        rows = await fetch(self.session, statement, {**parameters(query), "limit": limit})
+        """Select by position, not by offset: the index leads to the first row of any page.
+
+        Rows that have the words of a search are looked for by name in the next few, and then in
+        all: along the index, each of all would have to be fetched from its place in the table.
+        """
+        values = parameters(query) | {"limit": limit}
+        if query.words and query.by_name:
+            rows = await fetch(self.session, select_page(*shape(query), near=True), values)
+            if len(rows) == limit:
+                return [*starmap(UserRow, rows)]
+        rows = await fetch(self.session, select_page(*shape(query)), values, dear=query.dear)
         return [*starmap(UserRow, rows)]
 
     @verb
     async def count(self, query: UserQuery) -> int:
         """Count rows; the more fit, the longer it takes."""
-        statement = select_count(*filters(query))
-        [(count,)] = await fetch(self.session, statement, parameters(query))
+        statement = select_count(*shape(query))
+        [(count,)] = await fetch(self.session, statement, parameters(query), dear=query.dear)
         return int(count)
 
     @verb
@@ -249,32 +259,43 @@ def email_taken(error: IntegrityError) -> Exception:
     return EmailTaken([("body", "email")]) if is_conflict(error) else error
 
 
-@cache
-def select_page(sort: str, after: bool, name: bool, email: bool) -> Select[*tuple[Any, ...]]:
+@lru_cache
+def select_page(
+    sort: str, after: bool, name: bool, email: bool, words: int, near: bool = False
+) -> Select[*tuple[Any, ...]]:
     """Return the statement for a page in this order, with or without a position and filters."""
     descending, by_name = sort.startswith("-"), sort.endswith("name")
     past, at_or_past = (lt, le) if descending else (gt, ge)
-    rows = READ.where(*conditions(name, email))
+    found, wanted = conditions(name, email), has_words(words)
     if after:
         position = past(row_id, bindparam("after_id"))
         if by_name:
             key: ColumnElement[str] = bindparam("after_key")
             # The first says nothing new: it is the condition that an index can follow.
             position = at_or_past(name_key, key) & (past(name_key, key) | position)
-        rows = rows.where(position)
-    order = [name_key, row_id] if by_name else [row_id]
-    rows = rows.order_by(*(column.desc() if descending else column for column in order))
-    return rows.limit(bindparam("limit"))
+        found.append(position)
+    columns: list[ColumnElement[Any]] = [name_key, row_id] if by_name else [row_id]
+    order = [column.desc() if descending else column for column in columns]
+    if near:
+        next_ids = select(row_id).where(*found).order_by(*order).limit(NEAR).subquery()
+        rows = READ.join(next_ids, next_ids.c.id == row_id).where(*wanted)
+    else:
+        rows = READ.where(*found, *wanted)
+    if words and not near and by_name:  # no index has this order
+        unsorted = name_key.concat("")
+        order[0] = unsorted.desc() if descending else unsorted
+    return rows.order_by(*order).limit(bindparam("limit"))
 
 
-@cache
-def select_count(name: bool, email: bool) -> Select[int]:
+@lru_cache
+def select_count(_: str, __: bool, name: bool, email: bool, words: int) -> Select[int]:
     """Return the statement that counts what the filters leave."""
-    return select(func.count()).select_from(USERS).where(*conditions(name, email))
+    rows = select(func.count()).select_from(USERS)
+    return rows.where(*conditions(name, email), *has_words(words))
 
 
 def conditions(name: bool, email: bool) -> list[ColumnElement[bool]]:
-    """Return the conditions of the filters."""
+    """Return the conditions of the filters that an index can follow."""
     found: list[ColumnElement[bool]] = []
     if name:
         # Every key that begins with the prefix is in this range, and an index can follow it. MySQL
@@ -287,9 +308,14 @@ def conditions(name: bool, email: bool) -> list[ColumnElement[bool]]:
     return found
 
 
-def filters(query: UserQuery) -> tuple[bool, bool]:
-    """Return whether a query asks for a name, and for an email."""
-    return bool(query.name), bool(query.email)
+def has_words(count: int) -> list[ColumnElement[bool]]:
+    """Return the conditions for the words of a search."""
+    return [USERS.c.search_key.like(bindparam(f"word{i}"), escape="/") for i in range(count)]
+
+
+def shape(query: UserQuery) -> tuple[str, bool, bool, bool, int]:
+    """Return what the statement for a query depends on."""
+    return (query.sort, bool(query.after), bool(query.name), bool(query.email), len(query.words))
 
 
 def parameters(query: UserQuery) -> dict[str, Any]:
@@ -300,7 +326,9 @@ def parameters(query: UserQuery) -> dict[str, Any]:
         end = prefix.ljust(KEY_MAX, "\U0010ffff")
         values |= {"prefix": prefix, "prefix_end": end, "prefix_length": len(prefix)}
     if query.email:
-        values["email_key"] = fold(query.email)
+        values["email_key"] = fold_email(query.email)
     if after := query.after:
         values |= {"after_id": after.id, "after_key": fold(after.name)}
+    for i, word in enumerate(query.words):
+        values[f"word{i}"] = "%" + re.sub("[/%_]", r"/\g<0>", word) + "%"
     return values

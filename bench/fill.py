@@ -11,6 +11,7 @@ FIRST = (
     "Ada Alan Barbara Claude Donald Edsger Frances Grace Hedy John Ken Linus Mary Niklaus Radia Tim"
 )
 SYLLABLES = "ka lo mi ne ru sta ven dor bel fin gar hol jan pet quin wood"
+NEWLINE = {"sqlite": "char(10)", "postgresql": "chr(10)"}
 STAMP = {"sqlite": "'2026-01-01 00:00:00.000000'", "postgresql": "'2026-01-01 00:00:00+00'"}
 NUMBERS = {
     "sqlite": "SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows}",
@@ -60,13 +61,14 @@ def fill(url: str, rows: int) -> None:
             connection.exec_driver_sql(statement)
         connection.exec_driver_sql(f"""
             INSERT INTO users
-                (id, name, email, created_at, updated_at, version, name_key, email_key)
+                (id, name, email, created_at, updated_at, version, name_key, email_key, search_key)
             WITH RECURSIVE
                 n(i) AS ({NUMBERS[backend].format(rows=rows)}),
                 words AS (SELECT i, {first} AS first, {" || ".join(last)} AS last FROM n),
                 named AS (SELECT i, first || ' ' || last AS name,
                     first || '.' || last || i || '@example.com' AS email FROM words)
-            SELECT i, name, email, {STAMP[backend]}, {STAMP[backend]}, 1, lower(name), lower(email)
+            SELECT i, name, email, {STAMP[backend]}, {STAMP[backend]}, 1, lower(name), lower(email),
+                lower(name || {NEWLINE[backend]} || email)
             FROM named
             """)  # noqa: S608  # all of it is written here
         for statement in [

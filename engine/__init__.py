@@ -14,7 +14,7 @@ The only door of the package, which knows nothing of an app's tables. Tested in 
 - An empty database gets its tables at start. One with other tables is left alone.
 """
 
-from engine.database import Database, NotSQL, Session, fetch, insert_row, place_of
+from engine.database import SERVERS, Database, NotSQL, Session, fetch, insert_row, place_of
 from engine.direct import Rows
 from engine.errors import codes
 from engine.pool import WAIT_MAX
@@ -22,6 +22,6 @@ from engine.tables import WrongTables, get_last_id, revisions_in, set_last_id
 from engine.types import UTCMillis
 from engine.url import SettingsError, check_certificates, hosts, parse_url
 
-__all__ = ["WAIT_MAX", "Database", "NotSQL", "Rows", "Session", "SettingsError", "UTCMillis"]
-__all__ += ["WrongTables", "check_certificates", "codes", "fetch", "get_last_id", "hosts"]
-__all__ += ["insert_row", "parse_url", "place_of", "revisions_in", "set_last_id"]
+__all__ = ["SERVERS", "WAIT_MAX", "Database", "NotSQL", "Rows", "Session", "SettingsError"]
+__all__ += ["UTCMillis", "WrongTables", "check_certificates", "codes", "fetch", "get_last_id"]
+__all__ += ["hosts", "insert_row", "parse_url", "place_of", "revisions_in", "set_last_id"]

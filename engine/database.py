@@ -3,7 +3,7 @@
 import asyncio
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from sqlalchemy import Executable, Insert, MetaData, event
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession as AnySession
 from sqlmodel import Session as SyncSession
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine.direct import Rows, Server, execute
+from engine.direct import Rows, Server, Values, execute
 from engine.errors import DEMOTED, codes, watch
 from engine.pool import WAIT_MAX
 from engine.tables import make_tables
@@ -42,8 +42,12 @@ class Database:
         self.url = parse_url("DATABASE_URL", url)
         self.replica = parse_url("READ_DATABASE_URL", replica) if replica else None
         self.product = SERVERS[self.url.get_backend_name()]
-        if self.replica and SERVERS[self.replica.get_backend_name()] != self.product:
-            raise SettingsError(f"READ_DATABASE_URL: it must name a replica, on {self.product}.")
+        if self.replica and (
+            self.product == "SQLite" or SERVERS[self.replica.get_backend_name()] != self.product
+        ):
+            raise SettingsError(
+                "READ_DATABASE_URL: only for PostgreSQL and MySQL: a replica of the same."
+            )
         if self.product != "SQLite" and not self.url.database:
             example = "postgresql://host:5432/name"
             raise SettingsError(f"DATABASE_URL: it must name a database, as in {example}")
@@ -54,6 +58,7 @@ class Database:
             reason = f"an option after its ? is wrong ({type(error).__name__})."
             raise SettingsError(f"DATABASE_URL: {reason}") from None
         self.writer, self.reader, self.read_directly, self.insert_directly = server
+        self.dear = asyncio.Semaphore(max(2, cast(Any, self.reader.pool).size() // 3))
         watch(self.writer, writes=True)
         watch(self.reader, writes=False)
 
@@ -70,15 +75,13 @@ class Database:
     def session(self, read_only: bool = False) -> "Session":
         return Session(self, read_only)
 
-    async def read(self, statement: Executable, values: dict[str, Any]) -> Rows:
-        """Run a statement that reads, and return its rows."""
+    async def read(self, statement: Executable, values: Values) -> Rows:
         return await execute(self.reader.sync_engine, self.read_directly, statement, values)
 
-    async def insert(self, statement: Insert, row: dict[str, Any]) -> Any:
+    async def insert(self, statement: Insert, row: Values) -> Any:
         """Insert a row and commit; return its primary key, of one column."""
-        engine = self.writer.sync_engine
-        [key] = await execute(engine, self.insert_directly, statement, row)
-        return key[0]
+        keys = await execute(self.writer.sync_engine, self.insert_directly, statement, row)
+        return keys[0][0]
 
     async def start(self, metadata: MetaData, migrations: Path) -> None:
         """Make the tables if there are none. Raises WrongTables."""
@@ -125,7 +128,7 @@ class Session(AsyncSession):
     def __getattr__(self, name: str) -> Any:
         # SQLAlchemy's half is missing: nothing has used this session yet.
         if self.database is None:
-            raise NotSQL("a session needs an SQL database, and DATABASE_URL names none")
+            raise NotSQL("This needs an SQL database, and DATABASE_URL names another kind.")
         if self.ended:
             raise InvalidRequestError(
                 "This session has ended with its request. Use a session of your own: "
@@ -175,14 +178,19 @@ def place_of(session: AnySession) -> str:
 async def fetch(
     session: AnySession,
     statement: Executable,
-    values: dict[str, Any] | None = None,
+    values: Values | None = None,
     primary: bool = False,
+    dear: bool = False,
 ) -> Rows:
     """Return the rows of a statement that selects columns.
 
     It is fast in an idle session for reading, with a statement that is built once and takes its
     values as bind parameters. ``primary``: ask the server that takes the changes, not a replica.
+    ``dear``: it may take long, and waits until it is one of few such statements.
     """
+    if dear and isinstance(session, Session) and session.database:
+        async with session.database.dear:
+            return await fetch(session, statement, values, primary)
     values = values or {}
     if isinstance(session, Session) and session.read_only and (database := session.idle):
         if primary and database.replica:
@@ -192,7 +200,7 @@ async def fetch(
     return (await (await session.connection()).execute(statement, values)).all()
 
 
-async def insert_row(session: AnySession, statement: Insert, row: dict[str, Any]) -> Any:
+async def insert_row(session: AnySession, statement: Insert, row: Values) -> Any:
     """Insert a row and commit; return its primary key, of one column. Raises IntegrityError.
 
     It is fast in an idle session, with a statement that is built once.

@@ -18,21 +18,18 @@ from engine.errors import DEMOTED, REJECTED, codes, wrapped
 from engine.pool import InOrderPool, is_closed
 
 Rows = Sequence[Sequence[Any]]
+Values = dict[str, Any]
 
 
 class Compiled(NamedTuple):
     sql: str
-    names: Sequence[str]  # of its parameters, in their order
-    constants: dict[str, Any]  # the values of those that the statement brings
-    bind: Sequence[Callable[[Any], Any] | None]  # value to parameter, for each of them
+    bind: list[tuple[str, Callable[[Any], Any] | None]]  # names of parameters, and conversions
+    constants: Values  # the values of those that the statement brings
     result: dict[int, Callable[[Any], Any]]  # column to value, by the column's position
 
-    def parameters(self, values: dict[str, Any]) -> list[Any]:
+    def parameters(self, values: Values) -> list[Any]:
         values = self.constants | values
-        return [
-            convert(values[name]) if convert else values[name]
-            for name, convert in zip(self.names, self.bind, strict=False)
-        ]
+        return [convert(values[name]) if convert else values[name] for name, convert in self.bind]
 
     def rows(self, rows: Rows) -> Rows:
         if not (self.result and rows):
@@ -62,20 +59,20 @@ def compiled(
         if not numbered or len(table.primary_key) > 1 or found.insert_prefetch:
             return None
     names = found.positiontup or []
+    types = [found.binds[name].type.dialect_impl(dialect) for name in names]
+    bind = [*zip(names, (each.bind_processor(dialect) for each in types), strict=True)]
+    constants = {name: found.params[name] for name in names if not found.binds[name].required}
     types = [column.type.dialect_impl(dialect) for column in found._result_columns]
-    bind = [found.binds[name].type.dialect_impl(dialect).bind_processor(dialect) for name in names]
     try:
-        result = [each.result_processor(dialect, None) for each in types]
+        result = dict(enumerate(each.result_processor(dialect, None) for each in types))
     except TypeError:  # a type that asks for the database's name of it
         return None
-    constants = {name: found.params[name] for name in names if not found.binds[name].required}
-    converted = {position: convert for position, convert in enumerate(result) if convert}
-    return Compiled(found.string, names, constants, bind, converted)
+    return Compiled(found.string, bind, constants, {i: it for i, it in result.items() if it})
 
 
-# A statement as a transaction by itself: returns rows, for an INSERT that of the new primary key.
-# None: SQLAlchemy has to run it.
-Direct = Callable[[Compiled, dict[str, Any]], Awaitable[Rows | None]]
+# A statement as a transaction by itself: its rows, of an INSERT the new primary key. None:
+# SQLAlchemy has to run it.
+Direct = Callable[[Compiled, Values], Awaitable[Rows | None]]
 # The engines for changes and for reads, and the direct ways of a read and of an INSERT.
 Server = tuple[AsyncEngine, AsyncEngine, Direct | None, Direct | None]
 # A statement on a driver's connection, with its parameters.
@@ -83,7 +80,7 @@ Send = Callable[[Any, str, list[Any]], Awaitable[Rows]]
 
 
 async def execute(
-    engine: Engine, direct: Direct | None, statement: Executable, values: dict[str, Any]
+    engine: Engine, direct: Direct | None, statement: Executable, values: Values
 ) -> Rows:
     """Run a statement as a transaction by itself; return its rows, or an INSERT's primary key."""
     inserts = isinstance(statement, Insert)
@@ -112,30 +109,20 @@ async def execute(
 
 
 def connect_to_server(
-    make_engine: Callable[..., AsyncEngine],
-    url: URL,
-    replica: URL,
-    size: int,
-    send: Send | None,
-    **options: Any,
+    make: Callable[..., AsyncEngine], url: URL, replica: URL, size: int, send: Any, **options: Any
 ) -> Server:
     """Return a server's two pools; two fifths of the connections are for changes."""
     options |= {"poolclass": InOrderPool, "pool_recycle": 1800}
     changes = round(size * 2 / 5) or 1  # an app changes less than it reads
-    writer = make_engine(url, reading=False, pool_size=changes, **options)
-    reader = make_engine(replica, reading=True, pool_size=size - changes, **options)
+    writer = make(url, reading=False, pool_size=changes, **options)
+    reader = make(replica, reading=True, pool_size=size - changes, **options)
     read = partial(run, reader.sync_engine, send, True) if send else None
     insert = partial(run, writer.sync_engine, send, False) if send else None
     return writer, reader, read, insert
 
 
-async def run(
-    engine: Engine, send: Send, reads: bool, found: Compiled, values: dict[str, Any]
-) -> Rows | None:
-    """Run a statement on a borrowed connection: a ``Direct``, whose errors are SQLAlchemy's.
-
-    None: SQLAlchemy has to open the connection, or nothing was done.
-    """
+async def run(engine: Engine, send: Send, reads: bool, found: Compiled, values: Values) -> Any:
+    """Run a statement on a borrowed connection: a ``Direct``, whose errors are SQLAlchemy's."""
     parameters = found.parameters(values)
     pool = cast(InOrderPool, engine.pool)
     entry = await pool.borrow()
@@ -146,17 +133,16 @@ async def run(
     except BaseException as raised:
         adapter: Any = entry.dbapi_connection
         error = wrapped(raised, engine.dialect, adapter)
-        gone = is_closed(entry) or getattr(error, "connection_invalidated", False)
         said = {*codes(error)}
+        gone = is_closed(entry) or "disconnected" in said
         answered = isinstance(getattr(error, "orig", None), engine.dialect.loaded_dbapi.Error)
         if isinstance(raised, asyncio.CancelledError):
             await greenlet_spawn(adapter.terminate)  # and let the server stop
-        elif not answered or REJECTED in said:
-            adapter.terminate()
-        if (gone and isinstance(raised, Exception)) if reads else DEMOTED & said:
-            return None
-        if error is raised:
             raise
+        if not answered or REJECTED in said:
+            adapter.terminate()
+        if gone if reads else DEMOTED & said:
+            return None
         raise error from raised
     finally:
         pool.give_back(entry)

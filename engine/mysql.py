@@ -35,6 +35,10 @@ def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
     url = url.set(drivername="mysql+asyncmy")
     engine = create_async_engine(url, connect_args=connect_args, **options)
 
+    @event.listens_for(engine.sync_engine, "connect")
+    def on_connect(connection: Any, _: object) -> None:
+        connection.driver_connection._bulk_supported = False  # it leaves gaps between ids
+
     @event.listens_for(engine.sync_engine, "begin")
     def on_begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN")

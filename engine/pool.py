@@ -28,6 +28,9 @@ class InOrderPool(AsyncAdaptedQueuePool):
         self.slots = asyncio.Semaphore(self.size())
 
     async def wait_for_slot(self) -> None:
+        if not self.slots.locked():
+            await self.slots.acquire()  # without the cost of a timer
+            return
         try:
             async with asyncio.timeout(self._timeout):
                 await self.slots.acquire()
@@ -70,6 +73,5 @@ class InOrderPool(AsyncAdaptedQueuePool):
 def is_closed(entry: ConnectionPoolEntry) -> bool:
     """Return whether the driver knows that the server has closed the connection."""
     connection: Any = entry.driver_connection
-    if hasattr(connection, "is_closed"):  # asyncpg has it
-        return bool(connection.is_closed())
-    return bool(getattr(connection, "_stream_broken", False))  # asyncmy
+    is_closed = getattr(connection, "is_closed", None)  # asyncpg's; the other is asyncmy's
+    return bool(is_closed() if is_closed else getattr(connection, "_stream_broken", False))

@@ -1,6 +1,6 @@
 """PostgreSQL on asyncpg."""
 
-from typing import Any, cast
+from typing import Any
 
 import asyncpg
 from sqlalchemy import URL
@@ -59,7 +59,7 @@ async def connect_to_one(**options: Any) -> Any:
     A machine that is gone refuses nothing, and the time limit is for all hosts together. When it
     passes, the other hosts come first, now and the next time.
     """
-    host, port = options["host"], options.get("port")
+    host = options["host"]
     first = host[0]
     try:
         try:
@@ -68,8 +68,8 @@ async def connect_to_one(**options: Any) -> Any:
             if not isinstance(host, list):
                 raise
             if host[0] is first:
-                host.append(host.pop(0))
-                cast(list[int], port).append(cast(list[int], port).pop(0))
+                for each in (host, options["port"]):
+                    each.append(each.pop(0))
             return await asyncpg.connect(**options)
     except OSError as error:
         raise asyncpg.InterfaceError(type(error).__name__) from error

@@ -1,8 +1,6 @@
-"""SQLite for SQLAlchemy's asyncio half: fast, and never a reason for other requests to wait.
+"""SQLite for SQLAlchemy's asyncio half: what is quick runs on the event loop, the rest in a thread.
 
-A statement takes SQLite 5 to 50 microseconds, less than handing it to a thread. So what is quick
-runs on the event loop, and what can take long in a thread. ``README.md`` has the thirteen promises
-of this module; the numbers in its comments are theirs.
+``README.md`` says why, and has thirteen promises; the numbers in comments are theirs.
 """
 
 import asyncio
@@ -28,7 +26,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.util import await_, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
-from engine.direct import Compiled, Rows, Server
+from engine.direct import Compiled, Server, Values
 from engine.errors import codes, wrapped
 from engine.pool import InOrderPool
 from engine.url import SettingsError
@@ -240,7 +238,7 @@ class QuickReads:
         self.reader = reader
         event.listen(reader, "engine_disposed", self.close)
 
-    async def read(self, found: Compiled, values: dict[str, Any]) -> Any:
+    async def read(self, found: Compiled, values: Values) -> Any:
         """Return the rows of a SELECT; None if it is slow, or has to wait for a lock."""
         if found.sql in slow:
             return None
@@ -275,16 +273,19 @@ class GroupCommit:
 
     def __init__(self, writer: Engine) -> None:
         self.writer = writer
-        self.waiting: list[tuple[str, list[Any], asyncio.Future[Rows]]] = []
+        self.waiting: list[tuple[str, list[Any], asyncio.Future[Any]]] = []
 
-    async def insert(self, found: Compiled, row: dict[str, Any]) -> Rows:
+    async def insert(self, found: Compiled, row: Values) -> Any:
         """Insert a row, and return its id when it is on the disk."""
-        inserted: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
+        inserted: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.waiting.append((found.sql, found.parameters(row), inserted))
         if not self.task or self.task.done():
             # In no caller's context: the writer that it holds is not that caller's.
             self.task = asyncio.create_task(self.commit_groups(), context=Context())
-        return await inserted
+        outcome = await inserted
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     async def commit_groups(self) -> None:
         while self.waiting:
@@ -315,8 +316,7 @@ class GroupCommit:
             outcomes = [error] * len(group)
         for (_, _, inserted), outcome in zip(group, outcomes, strict=True):
             if not inserted.cancelled():
-                failed = isinstance(outcome, Exception)
-                (inserted.set_exception if failed else inserted.set_result)(outcome)
+                inserted.set_result(outcome)
 
 
 class Dialect(SQLiteDialect_pysqlite):

@@ -36,8 +36,8 @@ async def wipe() -> None:
             await backend.users.delete_many({})
         case "RedisUserStore":
             async with backend.slots:
-                ids = await backend.redis.zrange("roster:by_id", 0, -1)
-                keys = ("emails", "by_id", "by_name", *(f"user:{user_id}" for user_id in ids))
+                ids = await backend.redis.zrange("roster:ids", 0, -1)
+                keys = ("emails", "ids", "names", *(f"user:{member[:19]}" for member in ids))
                 await backend.redis.delete(*(f"roster:{key}" for key in keys))
         case _:
             async with open_session() as session:

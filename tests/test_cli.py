@@ -4,6 +4,7 @@ import asyncio
 import csv
 import hashlib
 import io
+import json
 import os
 import pty
 import re
@@ -354,9 +355,9 @@ def test_import_of_json_lines_takes_what_the_api_takes(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (b"", "The file is empty."),
-        (b"Ada,ada@example.com\n", "line 1: no header."),
-        (b"name;email\nAda;ada@example.com\n", "line 1: no header."),
-        (b"name,email,phone\n", "line 1: the column 'phone' is unknown, or there twice."),
+        (b"Ada,ada@example.com\n", "line 1: no column 'name', or two. There are: Ada, ada@"),
+        (b"name,email,name\n", "line 1: no column 'name', or two."),
+        (b"name,email,phone\n", "line 1: the column 'phone' is unknown."),
         ("name,email\nAda,a@b.de\nZoë,z@b.de\n".encode("latin-1"), "line 3: not UTF-8."),
         ("name,email\n".encode("utf-16"), "line 1: not UTF-8."),
         (b"name,email\nAda,a@b.de\n" + b"x" * 10**6, "line 3: longer than 65536 bytes."),
@@ -374,6 +375,24 @@ def test_nothing_of_a_file_that_is_no_list_is_stored(tmp_path: Path) -> None:
     file.write_bytes(people(1001).encode() + b"\xff")
     assert "line 1003: not UTF-8." in refusal(cli("import", file, url=url))
     assert not (tmp_path / "roster.db").exists()
+
+
+def test_import_takes_the_columns_and_the_encoding_that_it_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "verein.csv"
+    file.write_bytes(
+        "Name;Vorname;E-Mail\nMüller;Zoë;zoe@example.com\n;Bo;bo@example.com\n".encode("cp1252")
+    )
+    url = f"sqlite:///{tmp_path}/roster.db"
+    options = ("--name=Vorname,name", "--address=E-Mail", "--encoding=cp1252")
+    assert "not UTF-8. Name another with --encoding" in refusal(
+        cli("import", file, *options[:2], url=url)
+    )
+    told = cli("import", file, "--encoding=cp1252", url=url)
+    assert "There are: Name, Vorname, E-Mail. Name them: --name COLUMN" in refusal(told)
+    assert cli("import", file, *options, url=url).stdout == "2 users stored, 0 lines rejected.\n"
+    exported = cli("export", url=url).stdout
+    assert [json.loads(line)["name"] for line in exported.splitlines()] == ["Zoë Müller", "Bo"]
+    assert "knows no 'klingon'" in refusal(cli("import", file, "--encoding=klingon", url=url))
 
 
 @full

@@ -267,7 +267,42 @@ def test_session_on_a_database_without_sql_says_that_it_needs_sql(url: str) -> N
         text=True,
         check=False,
     )
-    assert result.stderr.endswith("a session needs an SQL database, and DATABASE_URL names none\n")
+    assert result.stderr.endswith(
+        "This needs an SQL database, and DATABASE_URL names another kind.\n"
+    )
+
+
+USE_A_TABLE = """
+import asyncio, httpx, web_app
+from app import app, lifespan
+
+async def main():
+    transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+    async with lifespan(app), httpx.AsyncClient(
+        transport=transport, base_url="http://localhost"
+    ) as http:
+        for path in ("projects/", "projects/1", "projects/export"):
+            answer = await http.get(path)
+            assert answer.status_code == 501, answer.text
+            assert answer.json()["detail"].startswith("This needs an SQL database")
+        assert (await http.post("users/", json={"name": "A", "email": "a@example.com"})).is_success
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("database", ["mongodb", "redis"], indirect=True)
+def test_own_table_on_a_database_without_sql_is_501_and_users_work(database: Database) -> None:
+    with database.new() as url:
+        result = subprocess.run(
+            [sys.executable, "-W", "error", "-c", USE_A_TABLE],
+            cwd=ROOT,
+            env={**os.environ, "DATABASE_URL": url, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 0, result.stderr
 
 
 def test_lines_of_the_recipe_are_as_few_as_it_says() -> None:

@@ -160,7 +160,9 @@ def copy(folder: Path, old: str, new: str) -> Path:
     return folder
 
 
-LAST_COLUMN = '    email_key: str = key_of("email")\n'
+LAST_COLUMN = (
+    '    search_key: str = key_of("name", "email", by=search_key, server_default=text("\'\'"))\n'
+)
 PHONE = "    phone: str | None = Field(default=None, max_length=30, index=True)\n"
 SEEN = "    seen_at: datetime | None = Field(default=None, sa_type=engine.UTCMillis)\n"
 
@@ -249,6 +251,36 @@ def test_database_of_0_1_0_is_taken_over_at_the_start(database: Database, tmp_pa
 
 
 @on_sql
+def test_database_of_1_0_0_gets_its_search_keys(database: Database) -> None:
+    """Its tables are those of 0.1.0, with a stamp. A domain with ß has a key of its own since."""
+    with database.new() as url:
+        load(url, "0.1.0")
+        within(url, lambda connection: stamp(connection, "0001"))
+        ask(url, "update users set email = 'x@straße.de', email_key = 'x@strasse.de' where id = 2")
+        with pytest.raises(WrongTables, match="run alembic upgrade head"):
+            within(url, make_tables)
+        printed = alembic(url, "upgrade", "head")
+        assert "users: 3 of 3 rows have a search key" in printed
+        assert ask(url, "select id, search_key, email_key from users order by id") == [
+            (1, "ada lovelace\nada@example.com", "ada@example.com"),
+            (2, "grace brewster hopper\nx@strasse.de", "x@straße.de"),
+            (4, "zoe 😀 o'strasse\nzoe@example.com", "zoë@example.com"),
+        ]
+
+
+@on_sql
+def test_migration_that_was_interrupted_continues(database: Database) -> None:
+    """MySQL commits a new column at once, and nothing that came after it."""
+    with database.new() as url:
+        load(url, "0.1.0")
+        alembic(url, "upgrade", "head")
+        ask(url, "update users set search_key = '' where id > 1")
+        within(url, lambda connection: stamp(connection, "0001"))
+        alembic(url, "upgrade", "head")
+        assert ask(url, "select count(*) from users where search_key = ''") == [(0,)]
+
+
+@on_sql
 def test_start_that_was_killed_is_finished_by_the_next(database: Database) -> None:
     with database.new() as url:
         within(url, make_tables)
@@ -263,6 +295,8 @@ def assert_users_are_those_of_0_1_0(client: httpx.Client) -> None:
     assert [(u["id"], u["name"], u["email"], u["version"]) for u in users] == USERS_OF_0_1_0
     assert re.fullmatch(r"2026-11-22T23:55:\d\d\.\d{6}Z", users[0]["created_at"])
     assert client.get("/users/?email=GRACE@example.com").json()["items"] == [users[1]]
+    assert read_all(client, q="zoe STRASSE") == [users[2]]
+    assert read_all(client, q="ada@example lovelace", sort="name") == [users[0]]
     assert client.post("/users/", json={"name": "a", "email": "ADA@example.com"}).status_code == 409
     assert add(client)["id"] > 4
 
@@ -322,7 +356,7 @@ def test_batch_on_sqlite_keeps_what_points_to_users_and_gives_no_id_twice(
     assert "AUTOINCREMENT" in str(schema(url))
     ask(
         url,
-        "insert into users select null, name, email, created_at, updated_at, 1, 'a', 'a'"
+        "insert into users select null, name, email, created_at, updated_at, 1, 'a', 'a', 'a'"
         " from users where id = 1",
     )
     assert ask(url, "select max(id) from users") == [(5,)]

@@ -11,7 +11,6 @@ import pytest
 from email_validator import validate_email
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import DateTime
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from engine import UTCMillis
@@ -104,18 +103,6 @@ def test_plain_address_is_what_email_validator_returns(text: str) -> None:
 def test_what_only_looks_like_a_plain_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a valid email address"):
         normal_email(text)
-
-
-@given(st.datetimes(timezones=st.timezones()))
-def test_sqlite_is_given_the_text_that_sqlalchemy_would_write(aware: datetime) -> None:
-    dialect = sqlite.dialect()
-    usual: Any = DateTime().dialect_impl(dialect).bind_processor(dialect)
-    try:
-        utc = aware.astimezone(UTC)
-    except OverflowError:  # in the first or the last hours that there are
-        return
-    convert: Any = UTCMillis().bind_processor(dialect)
-    assert convert(aware) == usual(utc.replace(tzinfo=None))
 
 
 def test_sqlite_is_given_no_time_without_its_zone() -> None:

@@ -1,5 +1,6 @@
 """What is special about Redis: what it may lose or refuse, and that its keys stay whole."""
 
+import asyncio
 import random
 import re
 import socket
@@ -22,7 +23,7 @@ from sqlalchemy.engine import URL, make_url
 from test_contract import add, fields, read_all
 from test_start import only_line, start_and_fail
 
-from fields import fold
+from fields import fold, fold_email, search_key
 from store import Kind, find_fault
 from store_redis import RedisUserStore
 
@@ -62,12 +63,15 @@ def check_keys(redis: Redis) -> None:
     }
     for padded, user in users.items():
         assert padded == f"{int(user['id']):019}"
-        assert (user["name_key"], user["email_key"]) == (fold(user["name"]), fold(user["email"]))
+        assert user["name_key"] == fold(user["name"])
+        assert user["email_key"] == fold_email(user["email"])
+        assert user["search_key"] == search_key(user["name"], user["email"])
     assert redis.hgetall("roster:emails") == {user["email_key"]: i for i, user in users.items()}
-    assert redis.zrange("roster:by_id", 0, -1) == sorted(users)
-    members = sorted(f"{user['name_key']}\0{i}" for i, user in users.items())
-    assert redis.zrange("roster:by_name", 0, -1) == members
-    assert redis.dbsize() == len(users) + len(["last_id", "emails", "by_id", "by_name"])
+    members = sorted(f"{i}\0{user['search_key']}" for i, user in users.items())
+    assert redis.zrange("roster:ids", 0, -1) == members
+    members = sorted(f"{user['name_key']}\0{i}\0{user['search_key']}" for i, user in users.items())
+    assert redis.zrange("roster:names", 0, -1) == members
+    assert redis.dbsize() == len(users) + len(["last_id", "emails", "ids", "names"])
 
 
 def test_field_that_a_hash_lacks_is_null(url: str, redis: Redis, tmp_path: Path) -> None:
@@ -115,7 +119,7 @@ def test_account_that_may_do_no_more_than_it_needs(url: str, redis: Redis, tmp_p
 
 
 def test_key_of_somebody_else_ends_the_app(url: str, redis: Redis, tmp_path: Path) -> None:
-    redis.set("roster:by_name", "something")
+    redis.set("roster:names", "something")
     line = only_line(start_and_fail(tmp_path, {"DATABASE_URL": url}))
     assert "cannot be used (WRONGTYPE)" in line
 
@@ -175,6 +179,51 @@ def test_search_that_fits_thousands_finds_them_by_id(url: str, tmp_path: Path) -
             assert [user["email"] for user in users] == wanted
 
 
+def test_users_of_1_0_0_get_their_search_keys_at_the_start(
+    url: str, redis: Redis, tmp_path: Path
+) -> None:
+    """Even if an earlier start was interrupted. A domain with ß has a key of its own since."""
+    at = "2026-11-23T12:00:00.000000+00:00"
+    many = {i: (f"Zoë {i % 7}", f"{i}@straße.de") for i in range(1, 2300)}
+    pipeline = redis.pipeline(transaction=False)
+    for i, (name, email) in many.items():
+        keys = {"name_key": fold(name), "email_key": fold(email)}
+        times = {"created_at": at, "updated_at": at}
+        user = {"id": str(i), "version": str(i), "name": name, "email": email}
+        pipeline.hset(f"roster:user:{i:019}", mapping={**user, **times, **keys})  # type: ignore[dict-item]  # dicts are invariant
+        pipeline.hset("roster:emails", keys["email_key"], f"{i:019}")
+        pipeline.zadd("roster:by_id", {f"{i:019}": 0})
+        pipeline.zadd("roster:by_name", {f"{keys['name_key']}\0{i:019}": 0})
+    pipeline.set("roster:last_id", len(many))
+    pipeline.execute()
+    asyncio.run(interrupted_start(url))
+    assert 0 < redis.zcard("roster:by_id") < len(many)
+    with serve(url, tmp_path) as server, httpx.Client(base_url=server.url) as client:
+        assert "users lack their search keys" in server.printed()
+        check_keys(redis)
+        found = read_all(client, q="zoe strasse", limit=200)
+        assert [(user["id"], user["version"]) for user in found] == [(i, i) for i in many]
+        assert {user["updated_at"] for user in found} == {"2026-11-23T12:00:00Z"}
+
+
+async def interrupted_start(url: str) -> None:
+    """Start, and be cancelled after the first piece."""
+    store = RedisUserStore(url)
+    run = store.run
+    ran: list[Any] = []
+
+    async def run_twice(*args: Any) -> Any:
+        if len(ran) == 2:
+            raise asyncio.CancelledError
+        ran.append(args)
+        return await run(*args)
+
+    store.run = run_twice  # type: ignore[assignment]  # to stop in the middle
+    with pytest.raises(asyncio.CancelledError):
+        await store.start()
+    await store.stop()
+
+
 def test_ids_beyond_the_exact_numbers_of_lua_are_exact(
     url: str, redis: Redis, tmp_path: Path
 ) -> None:
@@ -192,7 +241,7 @@ def test_no_command_walks_through_all_keys(url: str, redis: Redis, tmp_path: Pat
     with serve(url, tmp_path) as server, httpx.Client(base_url=server.url) as client:
         add(client, "a*", "ada@example.com")
         for sort in ("id", "-id", "name", "-name"):
-            for search in ({}, {"name": "a"}, {"name": "*"}, {"email": "ada@example.com"}):
+            for search in ({}, {"name": "a"}, {"q": "*"}, {"email": "ada@example.com"}):
                 client.get("/users/", params={"sort": sort, "total": True, **search})
         client.get("/users/export")
         used = {name.removeprefix("cmdstat_") for name in redis.info("commandstats")}
@@ -252,7 +301,7 @@ def test_three_processes_at_once_keep_the_keys_whole(
         assert sorted(ids) == list(range(1, len(ids) + 1))
         check_keys(redis)
         with httpx.Client(base_url=servers[0].url) as client:
-            assert len(read_all(client)) == redis.zcard("roster:by_id") > 0
+            assert len(read_all(client)) == redis.zcard("roster:ids") > 0
         for server in servers:
             assert "Traceback" not in server.printed()
 

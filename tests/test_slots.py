@@ -25,7 +25,7 @@ class Place:
     kinds: Mapping[str, Kind] = {}
 
     def __init__(self) -> None:
-        self.slots = asyncio.Semaphore(1)
+        self.slots, self.dear = asyncio.Semaphore(1), asyncio.Semaphore(1)
         self.served: list[int] = []
 
     def codes(self, _: Exception) -> list[str]:

@@ -143,6 +143,19 @@ def test_row_that_the_database_does_not_number(database: Database) -> None:
 
 
 @on_each
+def test_many_rows_have_ids_without_gaps(database: Database) -> None:
+    async def test(engines: Engines) -> None:
+        for first in (0, 100, 200):
+            rows = [{"name": f"{first + i}", "default": ""} for i in range(100)]
+            async with engines.writer.begin() as writing:
+                await writing.execute(insert(T), rows)
+        numbered = await engines.read(select(func.max(T.c.id)), {})
+        assert same(numbered, [(300,)])
+
+    run(database.url, test)
+
+
+@on_each
 def test_default_that_python_makes(database: Database) -> None:
     async def test(engines: Engines) -> None:
         for name in ("a", "b"):

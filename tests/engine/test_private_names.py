@@ -29,6 +29,7 @@ PINNED = {
     "_do_return_conn": "a connection comes back to its pool",
     "_is_hard_or_soft_invalidated": "a connection is not to be used again",
     "_result_columns": "the columns of a compiled statement, text() included",
+    "_bulk_supported": "asyncmy sends many rows in MariaDB's own way (test_direct pins it)",
     "_handle_exception": "asyncpg's exception becomes SQLAlchemy's",
     "_proxied": "the session below an AsyncSession",
     "_async_soft_close": "SQLAlchemy calls it when it has all rows of a cursor",

@@ -1,0 +1,101 @@
+"""Measure a search (``q``) on every database, and what others wait meanwhile.
+
+Each line is the median of five pages of 50, asked in this process: common and rare words, by id and
+by name. The last column is the longest that the event loop was held.
+"""
+
+import argparse
+import asyncio
+import random
+import statistics
+import sys
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from fill import FIRST, SYLLABLES
+from report import console
+from rich.table import Table
+from servers import DATABASES, ROSTER
+
+sys.path.append(str(ROSTER))
+
+from databases import BACKENDS, Missing  # servers.py leads there
+
+from db import open_backend  # as above
+from lifespan import open_store, start
+from models import UserRow
+from paging import UserQuery
+
+BATCH = 1000
+GOALS = {100_000: 50, 1_000_000: 1000}  # milliseconds
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def users(first: int, chance: random.Random) -> list[Any]:
+    """Return users whose ids begin with this one."""
+    found = []
+    for i in range(first, first + BATCH):
+        name = chance.choice(FIRST.split())
+        last = "".join(chance.choices(SYLLABLES.split(), k=3)).capitalize()
+        email = f"{name}.{last}{i}@example.com"
+        found.append(UserRow(i, f"{name} {last}", email, AT, AT, 1))
+    return found
+
+
+async def hold(longest: list[float]) -> None:
+    """Note the longest time between two turns of this task."""
+    while True:
+        began = time.monotonic()
+        await asyncio.sleep(0)
+        longest[0] = max(longest[0], time.monotonic() - began)
+
+
+async def measure(url: str, rows: int, table: Table, label: str) -> None:
+    """Fill a database, and ask it."""
+    backend: Any = open_backend(url)
+    await start(backend)
+    chance = random.Random(1)
+    for first in range(1, rows + 1, BATCH):
+        async with open_store(backend) as store:
+            await store.restore(users(first, chance))
+    for what, q in (("common", "ada"), ("rare", f"{rows - 7}@"), ("none", "zzz")):
+        for sort in ("id", "name"):
+            query = UserQuery.model_validate({"q": q, "sort": sort})
+            took, longest = [], [0.0]
+            for _ in range(5):
+                ticking = asyncio.create_task(hold(longest))
+                began = time.monotonic()
+                async with open_store(backend, read_only=True) as store:
+                    await store.page(query, 51)
+                took.append(1000 * (time.monotonic() - began))
+                ticking.cancel()
+            middle, goal = statistics.median(took), GOALS.get(rows)
+            good = "" if goal is None else "[green]pass[/]" if middle <= goal else "[red]FAIL[/]"
+            held = f"{1000 * longest[0]:.0f} ms"
+            table.add_row(label, f"{rows:,}", what, sort, f"{middle:.1f} ms", good, held)
+    await backend.stop()
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description="Measure searches.")
+    parser.add_argument("--rows", type=int, nargs="+", default=[*GOALS])
+    # SecantusDB, written in Python, would take an hour: name MongoDB with a server of its own.
+    usual = [name for name in BACKENDS if name != "mongodb"]
+    parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=usual)
+    args = parser.parse_args()
+    table = Table("", "users", "word", "by", "a page", "", "loop held")
+    for name in args.backend:
+        try:
+            with BACKENDS[name]() as database:
+                for rows in args.rows:
+                    with database.new() as url:
+                        asyncio.run(measure(url, rows, table, DATABASES.get(name, name)))
+        except Missing as error:
+            console.print(f"{name}: {error}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

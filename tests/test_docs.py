@@ -232,7 +232,7 @@ def test_field_that_is_added_is_everywhere(
         follow(page, copy)
         if database.url.startswith(("sqlite", "postgresql", "mysql")):
             for command in re.findall(r"^\$ (.*)$", page, re.MULTILINE):
-                run(*shlex.split(command))
+                run(*shlex.split(command, comments=True))
         run(sys.executable, "-W", "error", "-c", NEW_FIELD)
         before = run("python", "cli.py", "export", "--format=csv")
         run("python", "cli.py", "copy", url, other)

@@ -11,7 +11,6 @@ from db import StoreDep
 from errors import NOT_FOUND, NOT_MODIFIED, READ, SEND, STALE, TAKEN, WRITE
 from export import EXPORT, Format, StreamStoreDep, WholeResponse, to_pieces
 from fields import UserId, Words
-from headers import WEB
 from lifespan import lifespan, telemetry
 from limits import IfMatch, Route, each
 from models import BulkOfRows, BulkResult, UserCreate, UserPage, UserRead, UserUpdate
@@ -31,7 +30,7 @@ app = FastAPIOffline(  # FastAPI, but /docs needs no other site
 )
 app.router.route_class = Route
 auth.install(app)
-app.frontend("/", directory=WEB, fallback=None)  # serve unmatched paths from web/
+app.frontend("/", directory=auth.WEB, fallback=None)  # serve unmatched paths from web/
 
 
 @app.post("/users/", tags=["users"], status_code=status.HTTP_201_CREATED, responses=SEND | TAKEN)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache, lru_cache
 from hashlib import sha256
+from pathlib import Path
 from random import getrandbits
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote
@@ -26,8 +27,54 @@ import limits
 from db import Settings, get_settings
 from engine import SettingsError
 from errors import BUG, answer
-from headers import DOCS_FILES, PAGE_FILES, headers_of, path_of
 from store import logger
+
+WEB = Path(__file__).parent / "web"
+# https://developer.mozilla.org/en-US/docs/Web/HTTP/Guides/CSP explains these policies. What a page
+# loads comes from the app itself, and no other site can put the page in a frame.
+STRICT = (
+    "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
+    # A script that would make HTML of a text is stopped, too.
+    " require-trusted-types-for 'script'"
+)
+# FastAPI's page for /docs contains a script, and Swagger UI styles.
+DOCS = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline';"
+    " img-src 'self' data:; frame-ancestors 'none'"
+)
+
+
+def headers(policy: str, cache: str) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a response with this Content-Security-Policy and Cache-Control."""
+    return [
+        (b"content-security-policy", policy.encode()),
+        (b"cache-control", cache.encode()),
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"no-referrer"),
+    ]
+
+
+DOCS_FILES = frozenset(
+    f"/static-offline-docs/{name}"
+    for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
+)
+PAGE_FILES = frozenset({"/", *(f"/{file.name}" for file in WEB.iterdir())})
+API_HEADERS = headers(STRICT, "no-store")  # responses are about people
+# With no-cache, the browser asks each time whether a file is new, so no page is ever half old.
+BY_PATH = dict.fromkeys(PAGE_FILES | DOCS_FILES, headers(STRICT, "no-cache"))
+BY_PATH["/docs"] = headers(DOCS, "no-store")
+
+
+def headers_of(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """Return the headers that a response to this request has besides its own."""
+    return BY_PATH.get(path_of(scope), API_HEADERS)
+
+
+def path_of(scope: Scope) -> str:
+    """Return the path without the prefix under which a proxy or another app serves Roster."""
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path
+
 
 # Needs no token: health, the API's description, and the page's own files.
 OPEN = PAGE_FILES | DOCS_FILES
@@ -169,7 +216,7 @@ async def throw_away(receive: Receive) -> None:
 class Access:
     """ASGI middleware: admits or rejects a request, logs changes and failures.
 
-    Every response has the headers of ``headers.py``, and an id: never a client's, which could
+    Every response has the headers of ``headers_of``, and an id: never a client's, which could
     give one to many requests.
     """
 
@@ -248,7 +295,7 @@ class Access:
         inner = {**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope
         self.under_way[caller.name] += 1
         try:
-            if not (hasattr(scope["app"].state, "started") or scope["app"].dependency_overrides):
+            if "app_root_path" in scope and not hasattr(scope["app"].state, "started"):
                 raise RuntimeError(
                     "Roster has not started. An app that mounts it has to run its lifespan, too:"
                     " async with roster.router.lifespan_context(roster)"

@@ -19,9 +19,9 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from engine import NotSQL
+from faults_sql import sql_fault
 from fields import BULK_MAX
 from store import Conflict, Fault, Kind, NotFound, StaleVersion
-from store_sql import sql_fault
 
 FAULTS = {
     Kind.CONFLICT: (409, "Another row refers to this one, or has the same value."),

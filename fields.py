@@ -93,9 +93,9 @@ def search_key(*texts: str | None) -> str:
 
 
 def words_of(q: str) -> tuple[str, ...]:
-    """Return the words that a search asks for, without what surrounds an address."""
+    """Return the words that a search asks for, without what surrounds an address, longest first."""
     words = (word.strip('<>,;"') or word for word in searchable(q).split())
-    return tuple(dict.fromkeys(words))
+    return tuple(sorted(dict.fromkeys(words), key=len, reverse=True))
 
 
 def utc_now() -> datetime:

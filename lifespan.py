@@ -21,8 +21,9 @@ from sqlmodel import SQLModel
 from auth import get_callers
 from db import get_backend
 from engine import Database, SettingsError, WrongTables, codes
+from faults_sql import sql_fault
 from store import UNFINISHED, Backend, Fault, Kind, UserStore, logger
-from store_sql import SQLUserStore, sql_fault
+from store_sql import SQLUserStore
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 # What is wrong with DATABASE_URL, by the driver's code.

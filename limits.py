@@ -201,8 +201,10 @@ async def read_if_match(
     if_match: Annotated[
         str | None, Header(description='An ETag, like `"3"`: only if it still fits.')
     ] = None,
-) -> Collection[int] | None:
+) -> Collection[int] | HTTPException | None:
     """Return the versions that an If-Match allows, None if any (RFC 9110, section 13.1.1).
+
+    What is wrong with it is returned, too: ``answering`` raises it when all else has been checked.
 
     It may be a list, in several lines. A version of another table is one that does not fit.
     """
@@ -212,7 +214,7 @@ async def read_if_match(
     versions = {int(tag) for weak, tag in tags if not weak and VERSION(tag)}
     if not versions:
         reason = 'If-Match needs the ETag that a GET returned, with its quotes: "3", not W/"3" or 3'
-        raise HTTPException(412, reason)
+        return HTTPException(412, reason)
     return versions
 
 
@@ -242,6 +244,8 @@ def answering(handler: Callable[..., Any], status_code: int) -> Callable[..., An
     @wraps(handler)
     async def answer(**values: Any) -> Any:
         response: Response = values[headers] if named else values.pop(headers)
+        if isinstance(wrong := values.get("if_match"), HTTPException):
+            raise wrong
         if inspect.iscoroutinefunction(handler):
             value = await handler(**values)
         else:

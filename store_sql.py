@@ -5,26 +5,25 @@ store writes and then catches; it never looks first whether it may. A verb commi
 that it can run again when the database undoes it for the sake of another transaction.
 """
 
-import asyncio
 import re
-import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
-from functools import lru_cache, wraps
+from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 from itertools import starmap
 from operator import ge, gt, le, lt
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Select, bindparam, func, insert, select
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine import codes, fetch, get_last_id, insert_row, place_of, set_last_id
+from engine import fetch, get_last_id, insert_row, set_last_id
+from faults_sql import email_taken, is_conflict, verb
 from fields import KEY_MAX, fold, fold_email
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
 from paging import UserQuery
 from rows import new_row
-from store import EmailTaken, Fault, Kind, NotFound, StaleVersion, by_code, find_fault, new_rows
+from store import EmailTaken, NotFound, StaleVersion, new_rows
 
 # Statements on the table that are built once, with their values as parameters, are faster than
 # objects of User, whose place is where something is changed.
@@ -37,73 +36,6 @@ FIND_IDS = select(email_key, row_id).where(email_key.in_(bindparam("keys", expan
 ANY_ROW = select(USERS).limit(1)
 INSERT = insert(USERS)
 NEAR = 1000  # rows in which a search by name looks first
-
-# PostgreSQL's SQLSTATE or its class (the first two characters), MySQL's number, SQLite's name or
-# the beginning of it, or the name of a class of exceptions.
-KINDS = by_code(
-    {
-        Kind.CONFLICT: "23505 23503 1062 1451 1452"
-        " SQLITE_CONSTRAINT_UNIQUE SQLITE_CONSTRAINT_PRIMARYKEY SQLITE_CONSTRAINT_FOREIGNKEY",
-        Kind.BAD_VALUE: "22 23502 23514 1048 1264 1366 1406 SQLITE_CONSTRAINT"
-        " OverflowError UnicodeEncodeError DataError ValueError TypeError",
-        # 1305: no such savepoint; a deadlock has undone the transaction and its savepoints.
-        Kind.BUSY: "40001 40P01 55P03 1020 1205 1213 1305 SQLITE_BUSY SQLITE_LOCKED StaleDataError",
-        # 1180: a commit without the majority of a Galera cluster. 42P01 and 1146, 42703 and 1054:
-        # no table or column yet, in a database that was unreachable when the app started.
-        Kind.UNREACHABLE: "08 57P01 57P02 57P03 53300 55000 42P01 42703 1040 1047 1053 1054 1146"
-        " 1180 1927 2002 2003 2004 2005 2006 2007 2008 2009 2010 2011 2012 2013 2055 disconnected"
-        " OSError TimeoutError InterfaceError InternalClientError TargetServerAttributeNotMatched",
-        Kind.TOO_SLOW: "57014 1969 3024 SQLITE_INTERRUPT",
-        Kind.READ_ONLY: "25006 1290 1792 1836 SQLITE_READONLY",
-        # 08P01, 26000 and 42P05: PgBouncer without the settings that Roster needs.
-        Kind.REFUSED: "08P01 26000 42P05 28 3D000 42501 1044 1045 1049 1142 3159 SQLITE_CANTOPEN"
-        " SQLITE_READONLY_DBMOVED SSLCertVerificationError ClientConfigurationError",
-        Kind.CORRUPT: "SQLITE_CORRUPT SQLITE_NOTADB SQLITE_IOERR",
-        # No id is left, as while a copy fills the database: 2200H, 167, 1467.
-        Kind.FULL: "53100 1021 1114 SQLITE_FULL 2200H 167 1467",
-    }
-)
-UNIQUE = {"23505", "1062", "SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"}
-
-
-def sql_fault(error: SQLAlchemyError, place: str = "SQL") -> Fault | None:
-    """Return the fault that an error of a session stands for, None if it is a bug."""
-    return find_fault(codes(error), KINDS, place)
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
-Verb = Callable[Concatenate["SQLUserStore", P], Coroutine[Any, Any, T]]
-
-
-def verb(work: Verb[P, T]) -> Verb[P, T]:
-    """Roll a verb back if it fails; retry it, twice at most, if another transaction won.
-
-    Then nothing of it was done: a deadlock (PostgreSQL 40P01, MySQL 1213), or on Galera a change on
-    another node. A verb that waited for a lock (3 seconds) is not retried. Raises Fault.
-    """
-
-    @wraps(work)
-    async def run(store: "SQLUserStore", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        began = time.monotonic()
-        pauses = [0.2, 0.02]
-        while True:
-            try:
-                return await work(store, *args, **kwargs)
-            except EmailTaken:
-                await store.session.rollback()
-                raise
-            except SQLAlchemyError as error:
-                await store.session.rollback()
-                fault = sql_fault(error, place_of(store.session))
-                if not fault:
-                    raise
-                if fault.kind is not Kind.BUSY or not pauses or time.monotonic() - began > 2.5:
-                    raise fault from error
-            # Not all of the pause: the other transaction retries, too, and not at the same moment.
-            await asyncio.sleep(pauses.pop() * (time.monotonic() % 1))
-
-    return run
 
 
 class SQLUserStore:
@@ -249,24 +181,14 @@ def to_user(row: dict[str, Any]) -> UserRead:
     return UserRow(*(row[field] for field in FIELDS))
 
 
-def is_conflict(error: IntegrityError) -> bool:
-    """Return whether a unique constraint rejected it, rather than a foreign key or another one."""
-    return not UNIQUE.isdisjoint(codes(error))
-
-
-def email_taken(error: IntegrityError) -> Exception:
-    """Return what the rejection of a row means: EmailTaken, or else the same error."""
-    return EmailTaken([("body", "email")]) if is_conflict(error) else error
-
-
 @lru_cache
 def select_page(
     sort: str, after: bool, name: bool, email: bool, words: int, near: bool = False
-) -> Select[*tuple[Any, ...]]:
+) -> Select[Any]:
     """Return the statement for a page in this order, with or without a position and filters."""
     descending, by_name = sort.startswith("-"), sort.endswith("name")
     past, at_or_past = (lt, le) if descending else (gt, ge)
-    found, wanted = conditions(name, email), has_words(words)
+    found = conditions(name, email)
     if after:
         position = past(row_id, bindparam("after_id"))
         if by_name:
@@ -274,17 +196,22 @@ def select_page(
             # The first says nothing new: it is the condition that an index can follow.
             position = at_or_past(name_key, key) & (past(name_key, key) | position)
         found.append(position)
-    columns: list[ColumnElement[Any]] = [name_key, row_id] if by_name else [row_id]
-    order = [column.desc() if descending else column for column in columns]
+
+    def in_order(rows: Select[Any], by: ColumnElement[Any], last: ColumnElement[int]) -> Any:
+        order = [by, last] if by_name else [last]
+        return rows.order_by(*(column.desc() if descending else column for column in order))
+
     if near:
-        next_ids = select(row_id).where(*found).order_by(*order).limit(NEAR).subquery()
-        rows = READ.join(next_ids, next_ids.c.id == row_id).where(*wanted)
+        # The index alone has the ids. A limit keeps words out of the steps below it.
+        ids = in_order(select(row_id).where(*found), name_key, row_id).limit(NEAR).subquery()
+        table = select(USERS).join(ids, ids.c.id == row_id).limit(NEAR).subquery().c
+        rows = select(*(table[field] for field in FIELDS)).where(*has_words(words, table))
+        rows = in_order(rows, table.name_key, table.id)
     else:
-        rows = READ.where(*found, *wanted)
-    if words and not near and by_name:  # no index has this order
-        unsorted = name_key.concat("")
-        order[0] = unsorted.desc() if descending else unsorted
-    return rows.order_by(*order).limit(bindparam("limit"))
+        # With "" added, no index has this order.
+        key = name_key.concat("") if words else name_key
+        rows = in_order(READ.where(*found, *has_words(words)), key, row_id)
+    return cast(Select[Any], rows.limit(bindparam("limit")))
 
 
 @lru_cache
@@ -308,9 +235,9 @@ def conditions(name: bool, email: bool) -> list[ColumnElement[bool]]:
     return found
 
 
-def has_words(count: int) -> list[ColumnElement[bool]]:
+def has_words(count: int, table: Any = USERS.c) -> list[ColumnElement[bool]]:
     """Return the conditions for the words of a search."""
-    return [USERS.c.search_key.like(bindparam(f"word{i}"), escape="/") for i in range(count)]
+    return [table.search_key.like(bindparam(f"word{i}"), escape="/") for i in range(count)]
 
 
 def shape(query: UserQuery) -> tuple[str, bool, bool, bool, int]:

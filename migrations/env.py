@@ -18,10 +18,10 @@ import app  # noqa: F401 (it imports every module that has tables)
 from db import get_backend
 from engine import Database, SettingsError, UTCMillis, revisions_in
 from errors import FAULTS
+from faults_sql import sql_fault
 from lifespan import MIGRATIONS, StartError
 from rows import Amount
 from store import Backend, Kind
-from store_sql import sql_fault
 
 
 def get_database() -> Database:

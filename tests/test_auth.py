@@ -29,9 +29,9 @@ from test_start import only_line, start_and_fail
 
 import auth
 from app import app
+from auth import DOCS_FILES, PAGE_FILES
 from db import Settings
 from engine import SettingsError
-from headers import DOCS_FILES, PAGE_FILES
 
 WRITE, READ, EVE = (f"{letter}-0123456789abcdefghijkl" for letter in "wre")
 

@@ -411,5 +411,5 @@ def test_checks_of_a_bulk_leave_room_for_others(tmp_path: Path, what: str) -> No
 
 
 def test_words_of_a_search() -> None:
-    assert words_of(" Ada ada <ADA@example.com>; ") == ("ada", "ada@example.com")
+    assert words_of(" Ada ada <ADA@example.com>; ") == ("ada@example.com", "ada")
     assert words_of("< > \u0301") == ("<", ">")

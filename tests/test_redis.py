@@ -189,8 +189,8 @@ def test_users_of_1_0_0_get_their_search_keys_at_the_start(
     for i, (name, email) in many.items():
         keys = {"name_key": fold(name), "email_key": fold(email)}
         times = {"created_at": at, "updated_at": at}
-        user = {"id": str(i), "version": str(i), "name": name, "email": email}
-        pipeline.hset(f"roster:user:{i:019}", mapping={**user, **times, **keys})  # type: ignore[dict-item]  # dicts are invariant
+        user: dict[Any, Any] = {"id": i, "version": i, "name": name, "email": email}
+        pipeline.hset(f"roster:user:{i:019}", mapping=user | times | keys)
         pipeline.hset("roster:emails", keys["email_key"], f"{i:019}")
         pipeline.zadd("roster:by_id", {f"{i:019}": 0})
         pipeline.zadd("roster:by_name", {f"{keys['name_key']}\0{i:019}": 0})

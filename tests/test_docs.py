@@ -378,7 +378,7 @@ def test_backup_of_postgresql_can_be_restored(
 
 # What is another's, with the new name in it.
 NOT_RENAMED = r'runguest|multi-guest|guestadd|"?GUEST"?[: ]+(roster|unquote)'
-NOT_RENAMED += r"|(create|check|this) guest |guest=url|remote\|guest|://guest"
+NOT_RENAMED += r"|(create|check|this) guest |createguest|guest=url|remote\|guest|://guest"
 
 
 @full

@@ -1,4 +1,4 @@
-# Roster in a container: docs/deploy.md says how to run it, and what it needs.
+# Roster in a container: docs/operate.md says how to run it, and what it needs.
 
 # A tag with the patch release: a new one comes in by a change of this line, not by chance. For one
 # that cannot change at all, add what `docker images --digests` says: python:...@sha256:...

@@ -68,7 +68,7 @@ def test_lines_in_the_tour_are_in_the_code(block: str) -> None:
 
 def test_each_stop_of_the_tour_shows_code_and_what_goes_wrong_without_it() -> None:
     stops = re.split(r"^## (?=\d)", TOUR, flags=re.MULTILINE)[1:]
-    assert len(stops) == 10
+    assert len(stops) == 11
     for stop in stops:
         assert "```python\n" in stop, stop
         assert "```console\n" in stop, stop
@@ -232,7 +232,7 @@ def test_field_that_is_added_is_everywhere(
         follow(page, copy)
         if database.url.startswith(("sqlite", "postgresql", "mysql")):
             for command in re.findall(r"^\$ (.*)$", page, re.MULTILINE):
-                run(*shlex.split(command))
+                run(*shlex.split(command, comments=True))
         run(sys.executable, "-W", "error", "-c", NEW_FIELD)
         before = run("python", "cli.py", "export", "--format=csv")
         run("python", "cli.py", "copy", url, other)
@@ -393,7 +393,7 @@ def test_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
         pytest.skip("no systemd-analyze here")
     [unit] = re.findall(
         r"^# /etc/systemd/system/roster.service\n(.*?)^```",
-        (DOCS / "deploy.md").read_text(),
+        (DOCS / "operate.md").read_text(),
         re.M | re.S,
     )
     unit = unit.replace("/opt/roster/.venv/bin/uvicorn", sys.executable)
@@ -405,6 +405,31 @@ def test_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_backup_of_postgresql_can_be_restored(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    path = f"{sys.prefix}/bin:{tools[-1] if tools else ''}:{os.environ['PATH']}"
+    monkeypatch.setenv("PATH", path)
+    page = (DOCS / "operate.md").read_text()
+    [commands] = re.findall(r"^```sh\n(pg_dump .*?)```", page, re.MULTILINE | re.DOTALL)
+    commands = commands.replace("python cli.py", f"python {ROOT}/cli.py")
+    with database.new() as url, database.new() as new:
+        monkeypatch.setenv("DATABASE_URL", url)
+        subprocess.run([sys.executable, "-c", OLD_USER], cwd=ROOT, check=True, timeout=120)
+        monkeypatch.setenv("NEW_DATABASE_URL", new)
+        printed = subprocess.check_output(
+            ["sh", "-e", "-c", commands], cwd=tmp_path, text=True, timeout=120
+        )
+    assert printed.split() == ["1"]
+
+
+# What is another's, with the new name in it.
+NOT_RENAMED = r'runguest|multi-guest|guestadd|"?GUEST"?[: ]+(roster|unquote)'
+NOT_RENAMED += r"|(create|check|this) guest |createguest|guest=url|remote\|guest|://guest"
+
+
 @full
 def test_rename_works(copy: Path) -> None:
     [commands] = re.findall(r"```sh\n(.*?)```", (DOCS / "rename.md").read_text(), re.DOTALL)
@@ -414,7 +439,9 @@ def test_rename_works(copy: Path) -> None:
         "git init -q && git add -A",
         commands,
         "ruff check .",
+        "ruff format --check .",
         "! grep -rn /users --include='*.py' --include='*.js' .",
+        f"! grep -rnE {shlex.quote(NOT_RENAMED)} . --exclude=test_docs.py --exclude-dir=.git",
         "pytest -q tests/test_contract.py -k 'sqlite and (bulk or taken or update)'",
     ):
         result = subprocess.run(

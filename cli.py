@@ -195,7 +195,7 @@ async def copy(
             count, digest = await count_and_digest(read_pages(theirs), total)
             last_id = await theirs.last_id()
             if await count_and_digest(read_pages(ours), total) != (count, digest):
-                raise Stop("The two differ: users were changed meanwhile. Stop the apps.")
+                raise Stop("The two differ: users have changed. Stop the apps.")
             if isinstance(source, Database) and isinstance(destination, Database):
                 copied = [await copy_table(table, source, destination) for table in tables]
             await set_last_id(destination, last_id)
@@ -227,7 +227,7 @@ async def copy_table(table: Table, source: Database, destination: Database) -> s
         async with source.session() as theirs, destination.session() as ours:
             await set_table_last_id(ours, table, await get_last_id(theirs, table))
     if await count_and_digest(read_table(table, destination), count) != (count, digest):
-        raise Stop(f"The two differ: {table.name} was changed meanwhile. Stop the apps.")
+        raise Stop(f"The two differ: {table.name} has changed. Stop the apps.")
     return f"{count:,} rows of {table.name} copied.\n"
 
 
@@ -279,7 +279,7 @@ async def add_missing(theirs: UserStore, ours: UserStore, destination: Backend, 
             if batch:
                 await flush()
     except EmailTaken:
-        raise Stop("Users were changed meanwhile. Stop the apps.") from None
+        raise Stop("Users have changed. Stop the apps.") from None
 
 
 async def set_last_id(backend: Backend, last_id: int) -> None:

@@ -1,4 +1,4 @@
-"""Rows: the columns that keep themselves right, whoever writes, and the models made of others."""
+"""Rows: columns that keep themselves right in every idiom, and models made of other models."""
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime

@@ -136,7 +136,7 @@ def test_wrong_setting_is_one_line_without_a_secret(
         # Databases with a table of the same name.
         ("something text", "a table users of another program"),
         ("id integer primary key, name text, email text, password text", "of another program"),
-        ("id integer primary key, name text, email text", "another program"),
+        ("id integer primary key, name text, email text", "run alembic upgrade head"),
     ],
 )
 def test_foreign_sqlite_file_is_left_alone(

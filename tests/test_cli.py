@@ -232,7 +232,7 @@ def test_copy_that_is_stopped_or_killed_or_changed_under_it_goes_on(
         change(source, "UPDATE users SET name = 'New', name_key = 'new' WHERE id = 1")
         assert process.communicate(timeout=120) == (
             "",
-            "The two differ: users were changed meanwhile. Stop the apps."
+            "The two differ: users have changed. Stop the apps."
             " The copy is unfinished; the same command continues it.\n",
         )
     result = cli("copy", *urls)

@@ -160,7 +160,10 @@ def redis() -> Iterator[Database]:
         @contextmanager
         def new() -> Iterator[str]:
             empty_redis(url)
-            yield url
+            try:
+                yield url
+            finally:  # another test's app is on the same database
+                empty_redis(url)
 
         try:
             yield Database(url, f"Redis {version}", new, absent="99", process=process)

@@ -135,7 +135,8 @@ async def explain(engine: AsyncEngine, user_id: int) -> dict[str, list[str]]:
 
     @event.listens_for(engine.sync_engine, "before_cursor_execute")
     def listen(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
-        sent.append((statement, parameters))
+        if statement != "BEGIN":
+            sent.append((statement, parameters))
 
     plans: dict[str, list[str]] = {}
     session = AsyncSession(engine, expire_on_commit=False)

@@ -162,7 +162,9 @@ async def copy(
     source_url: Annotated[str, typer.Argument(metavar="SRC_URL")],
     destination_url: Annotated[str, typer.Argument(metavar="DST_URL")],
 ) -> None:
-    """Copy every user, with id, times and version, to a database that holds none.
+    """Copy all users to a database that holds none; between SQL databases, all tables.
+
+    Ids, times and versions stay as they are.
 
     Stop the apps on both first. If it is interrupted, the same command continues.
     """

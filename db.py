@@ -30,7 +30,7 @@ class Settings(BaseSettings):
 
 @cache
 def get_settings() -> Settings:
-    """Return the settings. Raises SettingsError, without any value."""
+    """Return the settings. Raises SettingsError, whose text never shows a value."""
     try:
         return Settings()
     except ValidationError as error:
@@ -91,7 +91,7 @@ StreamSessionDep = Annotated[AsyncSession, Depends(get_session)]  # ends when al
 
 
 async def get_store(session: SessionDep) -> UserStore:
-    """Return the users: in SQL by the request's session, else by the store of the settings."""
+    """Return the store of users: on SQL, it works in the session of the request."""
     if isinstance(session, Session) and session.database is None:
         return cast(UserStore, get_backend())
     return SQLUserStore(session)

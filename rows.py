@@ -9,7 +9,18 @@ from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 from pydantic import MISSING, AfterValidator, AwareDatetime
-from sqlalchemy import BigInteger, Column, Dialect, Integer, Numeric, String, Update, event, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Dialect,
+    Integer,
+    Numeric,
+    String,
+    Table,
+    Update,
+    event,
+    text,
+)
 from sqlalchemy import Enum as SQLEnum
 from sqlalchemy.orm import ORMExecuteState, Session, declared_attr
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -25,7 +36,7 @@ TABLE = {"sqlite_autoincrement": True, "mysql_engine": "InnoDB", "mysql_charset"
 
 
 def to_utc(time: datetime) -> datetime:
-    """Return an aware time in UTC, cut to milliseconds. Raises ValueError outside years 1000-9999.
+    """Return an aware time in UTC, cut to milliseconds. Raises ValueError outside 1001-9998.
 
     MySQL has no years before 1000; near the year 9999, another time zone's may have no UTC.
     """
@@ -118,9 +129,13 @@ class Versioned(SQLModel):
     version: int = Field(default=1, sa_column_kwargs={"onupdate": text("version + 1")})
 
 
+def table_of(model: type[SQLModel]) -> Table:
+    return SQLModel.metadata.tables[str(model.__tablename__)]
+
+
 def columns_of(model: type[SQLModel]) -> list[Column[Any]]:
     """Return the columns of a table model."""
-    return [*SQLModel.metadata.tables[str(model.__tablename__)].c]
+    return [*table_of(model).c]
 
 
 @cache
@@ -160,6 +175,8 @@ def update_keys_of_statement(state: ORMExecuteState) -> None:
     statement = state.statement
     if isinstance(statement, Update) and (mapper := state.bind_mapper):
         model = cast(type[SQLModel], mapper.class_)
+        if not any("key_of" in column.info for column in columns_of(model)):
+            return
         many = state.parameters if isinstance(state.parameters, list) else []
         found = {} if many else follow(model, statement.compile().params, whole=True)
         state.statement = statement.values(found) if found else statement

@@ -6,10 +6,10 @@ They are for the SQL databases. ``docs/own-table.md`` builds tables with them.
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from fastapi import APIRouter, Body, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import MISSING, BaseModel, TypeAdapter, create_model
-from sqlalchemy import Table, UniqueConstraint, func, literal, or_, tuple_
+from sqlalchemy import UniqueConstraint, func, literal, or_, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Field, SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -18,9 +18,9 @@ from sqlmodel.sql.expression import SelectOfScalar
 from db import SessionDep, StreamSessionDep
 from errors import NOT_FOUND, NOT_MODIFIED, READ, SEND, STALE, TAKEN, WRITE
 from export import EXPORT, Format, WholeResponse
-from fields import BULK_MAX, NAME_MAX, UserId, fold
-from limits import IfMatch, Route
-from rows import keys_of
+from fields import NAME_MAX, UserId, fold
+from limits import IfMatch, Route, each
+from rows import follow, keys_of, table_of
 from store import Conflict, NotFound, StaleVersion
 
 Row = TypeVar("Row", bound=SQLModel)
@@ -137,17 +137,15 @@ async def save(session: AsyncSession, rows: SQLModel | Sequence[SQLModel]) -> No
     Raises Conflict, which names the fields; the session has been rolled back then.
     """
     several = [rows] if isinstance(rows, SQLModel) else rows
-    keys = keys_of(type(several[0]))
-    values = [
-        row.model_dump() | {key: fold(getattr(row, field)) for key, field in keys.items()}
-        for row in several
-    ]
+    model = type(several[0])
+    values = [row.model_dump() for row in several]
     session.add_all(several)
     try:
         await session.flush()
     except IntegrityError as error:
         await session.rollback()
-        if problems := await find_problems(session, type(several[0]), values):
+        values = [row | follow(model, row) for row in values]
+        if problems := await find_problems(session, model, values):
             start = 0 if several is rows else 1  # one row is the body, not a list in it
             raise Conflict([(("body", *at[start:]), msg) for at, msg in problems]) from error
         raise
@@ -170,9 +168,9 @@ async def find_problems(
     def same(value: Any) -> Any:
         return fold(value) if mysql and isinstance(value, str) else value
 
-    unique: list[Any] = [each for each in table.constraints if isinstance(each, UniqueConstraint)]
+    unique: list[Any] = [one for one in table.constraints if isinstance(one, UniqueConstraint)]
     unique += [index for index in table.indexes if index.unique]
-    for columns in [[*each.columns] for each in unique]:
+    for columns in [[*constraint.columns] for constraint in unique]:
         fields = [keys.get(column.name, column.name) for column in columns]
         reason = f"Another {noun(model)} has this {' and '.join(fields)}."
         wanted = [[row[column.name] for column in columns] for row in rows]
@@ -188,10 +186,6 @@ async def find_problems(
 def noun(model: type[SQLModel]) -> str:
     """Return what a message calls a row of a table."""
     return model.__name__.lower()
-
-
-def table_of(model: type[SQLModel]) -> Table:
-    return SQLModel.metadata.tables[str(model.__tablename__)]
 
 
 def resource(
@@ -264,7 +258,7 @@ def resource(
 
     @router.post("/bulk", name=f"create_{many}", **created)
     async def create_rows(
-        new: Annotated[list[create], Body(min_length=1, max_length=BULK_MAX)],
+        new: Annotated[list[create], each(create)],
         session: SessionDep,
         on_conflict: Annotated[Literal["fail", "skip"], Query()] = "fail",
     ) -> made:

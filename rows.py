@@ -133,6 +133,11 @@ def table_of(model: type[SQLModel]) -> Table:
     return SQLModel.metadata.tables[str(model.__tablename__)]
 
 
+def noun(model: type[SQLModel]) -> str:
+    """Return what a message calls a row of a table."""
+    return model.__name__.lower()
+
+
 def columns_of(model: type[SQLModel]) -> list[Column[Any]]:
     """Return the columns of a table model."""
     return [*table_of(model).c]

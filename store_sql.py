@@ -22,7 +22,7 @@ from faults_sql import email_taken, is_conflict, verb
 from fields import KEY_MAX, fold, fold_email
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
 from paging import UserQuery
-from rows import new_row
+from rows import Model, new_row, noun
 from store import EmailTaken, NotFound, StaleVersion, new_rows
 
 # Statements on the table that are built once, with their values as parameters, are faster than
@@ -126,7 +126,7 @@ class SQLUserStore:
         self, user_id: int, update: UserUpdate, if_match: Collection[int] | None
     ) -> UserRead:
         """Lock the row, compare the version, update."""
-        user = await self.get_locked(user_id, if_match)
+        user = await get_for_update(self.session, User, user_id, if_match)
         if fields := update.model_dump():
             user.sqlmodel_update(fields)
             try:
@@ -141,7 +141,7 @@ class SQLUserStore:
     @verb
     async def remove(self, user_id: int, if_match: Collection[int] | None) -> None:
         """Lock the row, compare the version, delete."""
-        await self.session.delete(await self.get_locked(user_id, if_match))
+        await self.session.delete(await get_for_update(self.session, User, user_id, if_match))
         await self.session.commit()
 
     @verb
@@ -170,14 +170,17 @@ class SQLUserStore:
         """Set the counter."""
         await set_last_id(self.session, USERS, last_id)
 
-    async def get_locked(self, user_id: int, if_match: Collection[int] | None) -> User:
-        """Select a row FOR UPDATE (on SQLite, the transaction has the lock already)."""
-        user = await self.session.get(User, user_id, with_for_update=True)
-        if user is None:
-            raise NotFound
-        if if_match is not None and user.version not in if_match:
-            raise StaleVersion
-        return user
+
+async def get_for_update(
+    session: AsyncSession, model: type[Model], row_id: int, if_match: Collection[int] | None = None
+) -> Model:
+    """Return a row, locked until the transaction ends. Raises NotFound, StaleVersion."""
+    row = await session.get(model, row_id, with_for_update=True)
+    if row is None:
+        raise NotFound(noun(model))
+    if if_match is not None and getattr(row, "version", None) not in if_match:
+        raise StaleVersion(noun(model))
+    return row
 
 
 def to_user(row: dict[str, Any]) -> UserRead:

@@ -20,10 +20,11 @@ from errors import NOT_FOUND, NOT_MODIFIED, READ, SEND, STALE, TAKEN, WRITE
 from export import EXPORT, Format, WholeResponse
 from fields import NAME_MAX, UserId, fold
 from limits import IfMatch, Route, each
-from rows import follow, keys_of, table_of
-from store import Conflict, NotFound, StaleVersion
+from rows import follow, keys_of, noun, table_of
+from store import Conflict, NotFound
+from store_sql import get_for_update
 
-Row = TypeVar("Row", bound=SQLModel)
+__all__ = ["get_for_update", "paginate", "resource", "save"]
 Item = TypeVar("Item")
 Schema = Any  # a class that is an argument, and a type for mypy: it would reject type[SQLModel]
 
@@ -119,18 +120,6 @@ def invalid(field: str, message: str) -> RequestValidationError:
     )
 
 
-async def get_for_update(
-    session: AsyncSession, model: type[Row], row_id: int, if_match: Collection[int] | None = None
-) -> Row:
-    """Return a row, locked until the session ends. Raises NotFound, StaleVersion."""
-    row = await session.get(model, row_id, with_for_update=True)
-    if row is None:
-        raise NotFound(noun(model))
-    if if_match is not None and getattr(row, "version", None) not in if_match:
-        raise StaleVersion(noun(model))
-    return row
-
-
 async def save(session: AsyncSession, rows: SQLModel | Sequence[SQLModel]) -> None:
     """Send a row, or several of one table, new or changed.
 
@@ -181,11 +170,6 @@ async def find_problems(
             if None not in values and owners.setdefault(tuple(map(same, values)), own) != own:
                 problems += [((n, field), reason) for field in fields]
     return problems
-
-
-def noun(model: type[SQLModel]) -> str:
-    """Return what a message calls a row of a table."""
-    return model.__name__.lower()
 
 
 def resource(

@@ -272,6 +272,20 @@ def test_session_on_a_database_without_sql_says_that_it_needs_sql(url: str) -> N
     )
 
 
+def run_on(database: Database, code: str) -> None:
+    """Run Python on an empty database, with the modules of the app and of the tests."""
+    with database.new() as url:
+        result = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "DATABASE_URL": url, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 0, result.stderr
+
+
 USE_A_TABLE = """
 import asyncio, httpx, web_app
 from app import app, lifespan
@@ -293,16 +307,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("database", ["mongodb", "redis"], indirect=True)
 def test_own_table_on_a_database_without_sql_is_501_and_users_work(database: Database) -> None:
-    with database.new() as url:
-        result = subprocess.run(
-            [sys.executable, "-W", "error", "-c", USE_A_TABLE],
-            cwd=ROOT,
-            env={**os.environ, "DATABASE_URL": url, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert result.returncode == 0, result.stderr
+    run_on(database, USE_A_TABLE)
 
 
 WALK_A_TABLE = """
@@ -342,16 +347,7 @@ asyncio.run(main())
     "database", quick_on(("sqlite", "postgresql", "mysql"), "sqlite"), indirect=True
 )
 def test_pages_of_an_own_table_hold_each_row_once_in_every_order(database: Database) -> None:
-    with database.new() as url:
-        result = subprocess.run(
-            [sys.executable, "-W", "error", "-c", WALK_A_TABLE],
-            cwd=ROOT,
-            env={**os.environ, "DATABASE_URL": url, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert result.returncode == 0, result.stderr
+    run_on(database, WALK_A_TABLE)
 
 
 def test_lines_of_the_recipe_are_as_few_as_it_says() -> None:

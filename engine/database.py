@@ -21,7 +21,7 @@ SERVERS |= {"mysql": "MySQL", "mariadb": "MySQL"}
 # Without overflow connections, which would be opened and closed all the time under load.
 POOL: dict[str, Any] = {"max_overflow": 0, "pool_timeout": WAIT_MAX, "hide_parameters": True}
 # "It exists already", or is being made: another process that started just now was faster.
-MADE_BY_ANOTHER = {*"23505 40P01 42710 42P07 1050 1061 1062 1213 1412 1684".split()}  # noqa: SIM905
+MADE_BY_ANOTHER = {*"23505 40P01 42710 42P07 1050 1061 1062 1213 1412 1684".split()}  # noqa: SIM905 (readable)
 READ_ONLY = {*DEMOTED, "SQLITE_READONLY"}
 
 

@@ -86,7 +86,7 @@ async def execute(engine: Engine, direct: Direct | None, statement: Any, values:
         with engine.connect() as connection:
             result: Any = connection.execute(statement, values)
             if not inserts:
-                return result.all()  # type: ignore[no-any-return]
+                return result.all()  # type: ignore[no-any-return]  # see Any above
             connection.commit()
             return [result.inserted_primary_key]
 
@@ -141,7 +141,7 @@ class InOrderPool(AsyncAdaptedQueuePool):
             entry: Any = self._pool.get_nowait()
             old = -1 < self._recycle < time.time() - entry.starttime
             if not (old or entry._is_hard_or_soft_invalidated() or is_closed(entry)):
-                return entry  # type: ignore[no-any-return]
+                return entry  # type: ignore[no-any-return]  # the queue is untyped
             self._pool.put_nowait(entry)  # the last one in is the first one that SQLAlchemy takes
         self.slots.release()
         return None

@@ -103,9 +103,9 @@ def test_session_says_no_after_its_block(database: Backend) -> None:
             for read_only in (True, False):
                 async with database.session(read_only) as session:
                     if used:
-                        await session.exec(select(1))  # type: ignore[call-overload]  # SQLAlchemy's
+                        await session.exec(select(1))  # type: ignore[call-overload]  # not SQLModel's select  # SQLAlchemy's
                 for use in (
-                    lambda: session.exec(select(1)),  # type: ignore[call-overload]
+                    lambda: session.exec(select(1)),  # type: ignore[call-overload]  # not SQLModel's select
                     lambda: session.get(Thing, 1),
                     lambda: session.commit(),
                     lambda: fetch(session, ALL),
@@ -192,7 +192,7 @@ def test_times_are_the_same_in_each_idiom(database: Backend) -> None:
         for read_only in (True, False):
             async with database.session(read_only) as session:
                 assert [row[2] for row in await fetch(session, ALL)] == times
-                things = await session.exec(select(Thing).order_by(THINGS.c.id))  # type: ignore[call-overload]
+                things = await session.exec(select(Thing).order_by(THINGS.c.id))  # type: ignore[call-overload]  # not SQLModel's select
                 assert [thing.at for (thing,) in things] == times
                 assert await fetch(session, select(func.max(column))) == [(THEN,)]
                 assert [*await fetch(session, select(THINGS.c.name).where(later))] == [("a",)]

@@ -42,8 +42,8 @@ StreamStoreDep = Annotated[UserStore, Depends(get_stream_store)]
 class WholeResponse(Response):
     """A download that states its length, so that the client knows whether it got all of it.
 
-    It is written to a temporary file before its first byte is sent. If the database fails
-    meanwhile, the response is the error's.
+    It is written to a temporary file before its first byte is sent. So if the database fails, the
+    client gets an error and no part of a file.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from sqlmodel import Field, SQLModel
 from fields import ID_MAX, REFUSED, Email, NamePrefix, Words, words_of
 
 Sort = Literal["id", "-id", "name", "-name"]
-# Whatever fits this is a position in the list, if not always that of a user.
+# A text that matches is a position in the list, though not always that of a user.
 CURSOR = r"^(-?id|-?name)\.[1-9][0-9]{0,18}\.([0-9a-f]{2}){0,400}$"
 
 
@@ -27,7 +27,7 @@ class Cursor(NamedTuple):
 
     @classmethod
     def decode(cls, text: str) -> Self:
-        """Return the cursor in a text that fits ``CURSOR``."""
+        """Return the cursor in a text that matches ``CURSOR``."""
         sort, row_id, name = text.split(".")
         readable = re.sub(f"[{REFUSED}]", "", bytes.fromhex(name).decode(errors="replace"))
         return cls(cast(Sort, sort), min(int(row_id), ID_MAX), readable)
@@ -54,7 +54,7 @@ class UserQuery(SQLModel):
     )
     email: Email = Field(default_factory=str, description="The address, in any case.")
     sort: Sort = Field(default="id", description="By id or name; a minus sign is descending.")
-    total: bool = Field(default=False, description="Whether to count all that fit, too.")
+    total: bool = Field(default=False, description="Whether to count all matches, too.")
 
     @cached_property
     def after(self) -> Cursor | None:
@@ -68,7 +68,7 @@ class UserQuery(SQLModel):
 
     @property
     def expensive(self) -> bool:
-        """Whether a page can cost the more the more users there are."""
+        """Whether the cost of a page grows with the number of users."""
         return bool(self.words or self.total or (self.name and not self.by_name))
 
     @property

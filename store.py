@@ -21,8 +21,8 @@ T = TypeVar("T")
 logger = logging.getLogger("uvicorn.error")  # uvicorn prints what is logged here
 
 # The newest id while a copy fills a database (``cli.py copy``). An app that was not stopped could
-# then add one more user, but none between those that come with their ids. (Why not none: MySQL
-# counts the next id, and this + 1 must be one.)
+# then add one more user, but none between those that come with their ids. (It is not ID_MAX because
+# MySQL stores the next id, which must be valid, too.)
 UNFINISHED = ID_MAX - 1
 
 
@@ -119,10 +119,10 @@ class UserStore(Protocol):
         """Return a user. Raises NotFound."""
 
     async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
-        """Return the first ``limit`` users that fit the query, after its cursor."""
+        """Return the first ``limit`` users that match the query, after its cursor."""
 
     async def count(self, query: UserQuery) -> int:
-        """Return how many users fit the query, on all its pages."""
+        """Return how many users match the query, on all its pages."""
 
     async def change(
         self, user_id: int, update: UserUpdate, if_match: Collection[int] | None

@@ -171,7 +171,7 @@ class MongoUserStore:
 
     @verb
     async def count(self, query: UserQuery) -> int:
-        """Count documents; the more fit, the longer it takes."""
+        """Count documents; the more match, the longer it takes."""
         return await self.for_reading.count_documents(fits(query))
 
     @verb

@@ -25,8 +25,8 @@ from paging import UserQuery
 from rows import Model, new_row, noun
 from store import EmailTaken, NotFound, StaleVersion, new_rows
 
-# Statements on the table that are built once, with their values as parameters, are faster than
-# objects of User, whose place is where something is changed.
+# Statements that are built once, with their values as parameters, are faster than objects of User.
+# A change uses objects.
 USERS = SQLModel.metadata.tables["users"]
 row_id, name_key, email_key = USERS.c.id, USERS.c.name_key, USERS.c.email_key
 # Fetch what a client sees, and nothing else.
@@ -99,8 +99,8 @@ class SQLUserStore:
     async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
         """Select by position, not by offset: the index leads to the first row of any page.
 
-        Rows that have the words of a search are looked for by name in the next few, and then in
-        all: along the index, each of all would have to be fetched from its place in the table.
+        A search sorted by name looks in the next ``NEAR`` rows first, and then scans the table,
+        because following the index through the whole table would fetch its rows one by one.
         """
         values = parameters(query) | {"limit": limit}
         if query.words and query.by_name:
@@ -114,7 +114,7 @@ class SQLUserStore:
 
     @verb
     async def count(self, query: UserQuery) -> int:
-        """Count rows; the more fit, the longer it takes."""
+        """Count rows; the more match, the longer it takes."""
         statement = select_count(*shape(query))
         [(count,)] = await fetch(
             self.session, statement, parameters(query), expensive=query.expensive
@@ -233,8 +233,8 @@ def conditions(name: bool, email: bool) -> list[ColumnElement[bool]]:
     found: list[ColumnElement[bool]] = []
     if name:
         # Every key that begins with the prefix is in this range, and an index can follow it. MySQL
-        # compares as if both were padded, and so finds "ada" in the range of "ada ", too. (Why not
-        # LIKE: with an index, MariaDB's LIKE 'ada%' does not find "ada😀".)
+        # compares as if both were padded, and so finds "ada" in the range of "ada ", too. (LIKE
+        # would not do: with an index, MariaDB's LIKE 'ada%' does not find "ada😀".)
         found.append(name_key.between(bindparam("prefix"), bindparam("prefix_end")))
         found.append(func.char_length(name_key) >= bindparam("prefix_length"))
     if email:

@@ -36,9 +36,13 @@ class ListQuery(SQLModel):
 
     limit: int = Field(default=50, ge=1, le=200, description="How many rows, at most.")
     cursor: str = Field(default="", description="`next` of the page before, for the same query.")
-    q: str = Field(default="", max_length=NAME_MAX, description="Words that all must be found.")
+    q: str = Field(
+        default="",
+        max_length=NAME_MAX,
+        description="Words, each of which is part of one of the searched fields.",
+    )
     sort: str = Field(default="id", description="By this field; a minus sign is descending.")
-    total: bool = Field(default=False, description="Whether to count all that fit, too.")
+    total: bool = Field(default=False, description="Whether to count all matches, too.")
 
 
 class Page(BaseModel, Generic[Item]):
@@ -46,7 +50,7 @@ class Page(BaseModel, Generic[Item]):
 
     items: list[Item]
     next: str | None = Field(description="The cursor of the next page; null on the last.")
-    total: int | MISSING = Field(default=MISSING, description="All that fit, if asked for.")
+    total: int | MISSING = Field(default=MISSING, description="How many rows match, if asked for.")
 
 
 async def paginate(

@@ -61,14 +61,13 @@ async def read_users(query: Annotated[UserQuery, Query()], store: StoreDep) -> U
     return await read_page(store, query)
 
 
-# :id (limits.py) does not match the paths below that end in bulk and export.
-@app.get("/users/{user_id:id}", tags=["users"], responses=READ | NOT_FOUND | NOT_MODIFIED)
+@app.get("/users/{user_id}", tags=["users"], responses=READ | NOT_FOUND | NOT_MODIFIED)
 async def read_user(user_id: UserId, store: StoreDep) -> UserRead:
     """Return a user. `ETag` is its version."""
     return await store.get(user_id)
 
 
-@app.patch("/users/{user_id:id}", tags=["users"], responses=SEND | NOT_FOUND | TAKEN | STALE)
+@app.patch("/users/{user_id}", tags=["users"], responses=SEND | NOT_FOUND | TAKEN | STALE)
 async def update_user(
     user_id: UserId, update: UserUpdate, store: StoreDep, if_match: IfMatch
 ) -> UserRead:
@@ -77,7 +76,7 @@ async def update_user(
 
 
 @app.delete(
-    "/users/{user_id:id}",
+    "/users/{user_id}",
     tags=["users"],
     status_code=status.HTTP_204_NO_CONTENT,
     responses=WRITE | NOT_FOUND | STALE | TAKEN,  # taken: a table of yours refers to the user

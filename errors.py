@@ -97,7 +97,9 @@ async def on_http_exception(request: Request, error: HTTPException) -> Response:
     if error.status_code == 405:
         routes = iter_route_contexts(request.app.routes)  # included routers' too
         found = [route for route in routes if route.matches(request.scope)[0] != Match.NONE]
-        methods = {m for route in found for m in route.methods or ()} or {"GET"}  # the page's
+        literal = [route for route in found if "{" not in (route.path or "")]  # as limits.Route
+        methods = {m for route in literal or found for m in route.methods or ()}
+        methods = methods or {"GET"}  # the page's
         if "GET" in methods:
             methods.add("HEAD")
         error.headers = {"Allow": ", ".join(sorted(methods))}

@@ -9,18 +9,19 @@ import json
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
-from functools import cached_property, wraps
+from functools import cached_property, lru_cache, wraps
 from http import HTTPStatus
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import Body, Depends, Header, HTTPException, Request, Response
+from fastapi import Body, Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import BaseModel, SkipValidation, ValidationError
-from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.datastructures import QueryParams
+from starlette.routing import Match
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fields import BULK_MAX
@@ -262,6 +263,13 @@ def answering(handler: Callable[..., Any], status_code: int) -> Callable[..., An
     return answer
 
 
+@lru_cache
+def literal_paths(app: FastAPI, _: int) -> set[str]:
+    """Return the paths without parameters of an app that has so many routes."""
+    paths = (route.path for route in iter_route_contexts(app.routes))  # included routers' too
+    return {path for path in paths if path and "{" not in path}
+
+
 class Route(APIRoute):
     """A route with limits, rows, ETags and 304; ``APIRouter(route_class=Route)`` has them all.
 
@@ -275,6 +283,16 @@ class Route(APIRoute):
             options["openapi_extra"] = {"parameters": [IF_NONE_MATCH]}
         endpoint = answering(endpoint, options.get("status_code") or 200)
         super().__init__(path, endpoint, **options)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Leave a path like /users/bulk to the route that has it literally, wherever it is."""
+        match, found = super().matches(scope)
+        if found.get("path_params"):
+            app = scope["app"]
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if path in literal_paths(app, len(app.routes)):
+                return Match.NONE, {}
+        return match, found
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -304,15 +322,3 @@ class Route(APIRoute):
             return response
 
         return handle_strictly
-
-
-class IdConvertor(StringConvertor):
-    """``{user_id:id}`` in a path: anything but the words that are paths of their own.
-
-    Otherwise PATCH /users/bulk would be a wrong id (422), not a method that isn't there (405).
-    """
-
-    regex = "(?!(?:bulk|export)$)[^/]+"
-
-
-register_url_convertor("id", IdConvertor())

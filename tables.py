@@ -202,7 +202,7 @@ def resource(
         f"{model.__name__}Bulk", items=(list[read], ...), skipped=(list[int], ...)
     )
     path_id = Annotated[UserId, Path(alias=f"{one}_id")]
-    item = f"/{{{one}_id:id}}"
+    item = f"/{{{one}_id}}"
     router = APIRouter(prefix=f"/{many}", tags=[many], route_class=Route)
     created: Any = {"status_code": 201, "responses": SEND | TAKEN}
     found = READ | NOT_FOUND | NOT_MODIFIED

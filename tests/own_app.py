@@ -103,5 +103,20 @@ async def socket(websocket: WebSocket, session: SessionDep, kind: str = "") -> N
     await websocket.send_text("ok")
 
 
+me = APIRouter(prefix="/users", route_class=Route)
+
+
+@me.get("/me")
+@me.post("/me")
+async def read_me() -> str:
+    return "me"
+
+
+@me.get("/{user_id}/things")
+async def read_things(user_id: int) -> int:
+    return user_id
+
+
 app.include_router(router)
+app.include_router(me)  # after the handlers of users
 __all__ = ["SQLModel", "app"]

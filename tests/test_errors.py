@@ -83,3 +83,12 @@ def test_value_that_no_client_has_sent_is_a_bug(own_app: Server, http: httpx.Cli
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True, scope="session")
 def test_only_a_list_may_be_given_twice(http: httpx.Client, query: str, status: int) -> None:
     assert http.get(f"/own/many?{query}").status_code == status
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True, scope="session")
+def test_path_that_a_router_has_literally_is_its_own(http: httpx.Client) -> None:
+    assert (http.get("/users/me").json(), http.post("/users/me").json()) == ("me", "me")
+    assert http.get("/users/7/things").json() == 7
+    refused = http.delete("/users/me")
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, HEAD, POST")
+    assert (http.get("/users/you").status_code, http.get("/users/bulk").status_code) == (422, 405)

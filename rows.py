@@ -1,14 +1,15 @@
 """Rows: columns that keep themselves right in every idiom, and models made of other models."""
 
+import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
 from functools import cache
 from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
-from pydantic import MISSING, AfterValidator, AwareDatetime
+from pydantic import MISSING, AfterValidator, AwareDatetime, BeforeValidator, WithJsonSchema
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -46,7 +47,22 @@ def to_utc(time: datetime) -> datetime:
     return utc.replace(microsecond=utc.microsecond // 1000 * 1000)
 
 
-Moment = Annotated[AwareDatetime, AfterValidator(to_utc)]  # stored with sa_type=UTCMillis
+def as_text(value: Any) -> Any:
+    """Return a day or a time. Raises ValueError for a number, which pydantic takes for seconds."""
+    if isinstance(value, date) or (isinstance(value, str) and re.match("[0-9]{4}-", value)):
+        return value
+    raise ValueError("must begin with a day, like 2026-11-29")
+
+
+Day = Annotated[date, BeforeValidator(as_text)]
+Moment = Annotated[  # stored with sa_type=UTCMillis
+    AwareDatetime,
+    BeforeValidator(as_text),
+    AfterValidator(to_utc),
+    WithJsonSchema(
+        {"type": "string", "format": "date-time", "pattern": "^(?!1000|9999)[1-9][0-9]{3}-"}
+    ),
+]
 
 
 def choice(kind: type[Enum]) -> TypeEngine[Any]:

@@ -36,11 +36,10 @@ FAULTS = {
     Kind.FULL: (507, "The database is full."),
 }
 BUG = 500, "Internal Server Error"
+LATER = {"Retry-After": "1"}  # seconds
 
 
 class Problem(BaseModel):
-    """Why a request was not done."""
-
     detail: str
 
 
@@ -53,14 +52,11 @@ class FieldProblem(BaseModel):
 
 
 class FieldProblems(BaseModel):
-    """Which fields a request was not done for."""
-
     detail: list[FieldProblem]
 
 
 def answer(status: int, detail: str | list[dict[str, Any]]) -> JSONResponse:
-    later = {"Retry-After": "1"} if status in (429, 503) else {}
-    return JSONResponse({"detail": detail}, status, later)
+    return JSONResponse({"detail": detail}, status, LATER if status in (429, 503) else {})
 
 
 def saying(status: int, detail: str = "") -> Callable[[Request, Exception], Any]:
@@ -75,8 +71,7 @@ def saying(status: int, detail: str = "") -> Callable[[Request, Exception], Any]
 async def on_invalid_request(_: Request, error: RequestValidationError) -> Response:
     """Answer 422 without what was sent: FastAPI's own handler would echo it, passwords too."""
 
-    def readable(part: str | int) -> str | int:
-        # The name of an unknown field is the client's: any length, and not always valid Unicode.
+    def readable(part: str | int) -> str | int:  # an unknown field has any length, any surrogate
         return part if isinstance(part, int) else part.encode(errors="replace").decode()[:100]
 
     problems = []
@@ -84,7 +79,7 @@ async def on_invalid_request(_: Request, error: RequestValidationError) -> Respo
         message = found["msg"].removeprefix("Value error, ")
         if found["type"] == "json_invalid":
             message += f": {found['ctx']['error']}"
-        loc = [readable(part) for part in found["loc"]]
+        loc = [*map(readable, found["loc"])]
         problems.append({"type": found["type"], "loc": loc, "msg": message})
     return answer(422, problems)
 
@@ -99,9 +94,8 @@ async def on_http_exception(request: Request, error: HTTPException) -> Response:
         found = [route for route in routes if route.matches(request.scope)[0] != Match.NONE]
         literal = [route for route in found if "{" not in (route.path or "")]  # as limits.Route
         methods = {m for route in literal or found for m in route.methods or ()}
-        methods = methods or {"GET"}  # the page's
-        if "GET" in methods:
-            methods.add("HEAD")
+        if "GET" in methods or not methods:  # the page's files
+            methods |= {"GET", "HEAD"}
         error.headers = {"Allow": ", ".join(sorted(methods))}
     return await http_exception_handler(request, error)
 
@@ -119,9 +113,8 @@ async def on_fault(request: Request, error: Fault) -> Response:
     """Answer for a database that fails; the log gets the reason."""
     request.state.reason = str(error)
     status, detail = FAULTS[error.kind]
-    if status in (409, 422):
-        return answer(status, [{"type": "database", "loc": ["body"], "msg": detail}])
-    return answer(status, detail)
+    problem = [{"type": "database", "loc": ["body"], "msg": detail}]
+    return answer(status, problem if status in (409, 422) else detail)
 
 
 async def on_session_error(request: Request, error: SQLAlchemyError) -> Response:
@@ -129,11 +122,10 @@ async def on_session_error(request: Request, error: SQLAlchemyError) -> Response
 
     So is a value that the database cannot store, if the client has not sent any.
     """
-    fault = sql_fault(error)
     sent = request.path_params or request.query_params or request.scope.get("method") != "GET"
-    if not fault or (fault.kind is Kind.BAD_VALUE and not sent):
-        raise error
-    return await on_fault(request, fault)
+    if (fault := sql_fault(error)) and (sent or fault.kind is not Kind.BAD_VALUE):
+        return await on_fault(request, fault)
+    raise error
 
 
 def describe(**texts: str) -> dict[int | str, dict[str, Any]]:
@@ -146,9 +138,7 @@ def describe(**texts: str) -> dict[int | str, dict[str, Any]]:
 
 
 LIVE = describe(_403="Not from here, or not with this token: the detail says why.")
-UNREACHABLE = describe(
-    _503="The database is unreachable or busy. Retry after `Retry-After` seconds."
-)
+UNREACHABLE = describe(_503="The database is unreachable or busy: see `Retry-After`.")
 READ = describe(_401="A token is needed, or this one is not known.", _422="A field is wrong.")
 READ |= describe(_429="Too many requests of this token are under way.") | LIVE | UNREACHABLE
 WRITE = READ | describe(_507="The database is full.")

@@ -6,6 +6,7 @@ by name. The last column is the longest that the event loop was held.
 
 import argparse
 import asyncio
+import json
 import random
 import statistics
 import sys
@@ -16,18 +17,27 @@ from typing import Any
 from fill import FIRST, SYLLABLES
 from report import console
 from rich.table import Table
-from servers import DATABASES, ROSTER
+from servers import BENCH, DATABASES, ROSTER
+from sqlalchemy import text
 
 sys.path.append(str(ROSTER))
 
 from databases import BACKENDS, Missing  # servers.py leads there
 
 from db import open_backend  # as above
+from engine import Database
 from lifespan import open_store, start
 from models import UserRow
 from paging import UserQuery
 
 BATCH = 1000
+FOUND = BENCH / "find.json"
+SIZE = {  # bytes that the users take, with their indexes
+    "sqlite": "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size",
+    "postgresql": "SELECT pg_database_size(current_database())",
+    "mysql": "SELECT sum(data_length + index_length) FROM information_schema.tables"
+    " WHERE table_schema = database()",
+}
 GOALS = {100_000: 50, 1_000_000: 1000}  # milliseconds
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -51,9 +61,19 @@ async def hold(longest: list[float]) -> None:
         longest[0] = max(longest[0], time.monotonic() - began)
 
 
-async def measure(url: str, rows: int, table: Table, label: str) -> None:
-    """Fill a database, and ask it."""
+async def size(backend: Any) -> float:
+    """Return the megabytes that a database takes."""
+    if not isinstance(backend, Database):
+        return float((await backend.redis.info("memory"))["used_memory_dataset"]) / 1e6
+    async with backend.session(read_only=True) as session:
+        statement = text(SIZE[backend.url.get_backend_name()])
+        return float((await (await session.connection()).execute(statement)).scalar_one()) / 1e6
+
+
+async def measure(url: str, rows: int, table: Table, label: str) -> dict[str, float]:
+    """Fill a database, and ask it; return how many milliseconds pages take, and its size."""
     backend: Any = open_backend(url)
+    found = {}
     await start(backend)
     chance = random.Random(1)
     for first in range(1, rows + 1, BATCH):
@@ -73,8 +93,11 @@ async def measure(url: str, rows: int, table: Table, label: str) -> None:
             middle, goal = statistics.median(took), GOALS.get(rows)
             good = "" if goal is None else "[green]pass[/]" if middle <= goal else "[red]FAIL[/]"
             held = f"{1000 * longest[0]:.0f} ms"
+            found[f"{what} by {sort}"] = round(middle, 1)
             table.add_row(label, f"{rows:,}", what, sort, f"{middle:.1f} ms", good, held)
+    found["mb"] = round(await size(backend), 1)
     await backend.stop()
+    return found
 
 
 def main() -> None:
@@ -85,16 +108,20 @@ def main() -> None:
     usual = [name for name in BACKENDS if name != "mongodb"]
     parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=usual)
     args = parser.parse_args()
+    found: dict[str, dict[str, Any]] = {name: {} for name in args.backend}
     table = Table("", "users", "word", "by", "a page", "", "loop held")
     for name in args.backend:
         try:
             with BACKENDS[name]() as database:
                 for rows in args.rows:
                     with database.new() as url:
-                        asyncio.run(measure(url, rows, table, DATABASES.get(name, name)))
+                        label = DATABASES.get(name, name)
+                        found[name][str(rows)] = asyncio.run(measure(url, rows, table, label))
         except Missing as error:
             console.print(f"{name}: {error}")
     console.print(table)
+    if args.backend == usual and args.rows == [*GOALS]:
+        FOUND.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 DATABASE_URL=sqlite:////data/ros
 VOLUME /data
 EXPOSE 8000
 USER roster
-# Not /readyz: a new container does not help a database that is away.
+# Not /readyz: restarting the app does not help a database that is unreachable.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=2)"]
 # FORWARDED_ALLOW_IPS, an environment variable of uvicorn's, names the proxy in front.
-CMD ["uvicorn", "app:app", "--host", "0.0.0.0", "--timeout-graceful-shutdown", "10"]
+CMD ["uvicorn", "app:app", "--host", "0.0.0.0", "--no-access-log", "--timeout-graceful-shutdown", "10"]

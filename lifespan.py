@@ -118,7 +118,8 @@ async def keep_trying(backend: Backend) -> None:
     while True:
         await asyncio.sleep(1)
         try:
-            return await start(backend)
+            await start(backend)
+            return logger.warning("%s answers.", backend.place)
         except StartError as failure:
             if str(failure) != said:
                 said = str(failure)
@@ -154,8 +155,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         logger.setLevel(logging.INFO)
     tasks = []
     try:
-        get_callers()
-        backend = get_backend()
+        callers, backend = get_callers(), get_backend()
+        access = f"{len(callers)} tokens" if callers else "this machine only, without tokens"
+        logger.info("Database: %s. Access: %s.", backend.place, access)
         try:
             await start(backend)
         except StartError as failure:

@@ -64,7 +64,8 @@ def make_tables(connection: Connection, metadata: MetaData, migrations: Path) ->
         name = min(other)[0]
         raise WrongTables(f"has a table {name} of another program: name another database")
     if there != {newest}:
-        advice = f"this release needs {newest}: run alembic upgrade head"
+        where = "" if migrations.parent == Path.cwd() else f"-c {migrations.parent}/pyproject.toml "
+        advice = f"this release needs {newest}: run alembic {where}upgrade head"
         if not there.issubset(revisions):
             advice = "of a newer release: start that one"
         raise WrongTables(f"has tables of revision {', '.join(sorted(there))}, {advice}")

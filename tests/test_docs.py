@@ -409,12 +409,15 @@ def test_backup_of_postgresql_can_be_restored(
     path = f"{sys.prefix}/bin:{tools[-1] if tools else ''}:{os.environ['PATH']}"
     monkeypatch.setenv("PATH", path)
     page = (DOCS / "operate.md").read_text()
-    [commands] = re.findall(r"^```sh\n(pg_dump .*?)```", page, re.MULTILINE | re.DOTALL)
-    commands = commands.replace("python cli.py", f"python {ROOT}/cli.py")
+    [commands] = re.findall(r"^```sh\n# As the user roster[^`]*?\n(.*?)```", page, re.M | re.DOTALL)
+    python = "/opt/roster/.venv/bin/python /opt/roster/cli.py"
+    commands = commands.replace(python, f"{sys.executable} {ROOT}/cli.py")
     with database.new() as url, database.new() as new:
+        commands = commands.replace("'postgresql://...'", f"'{new}'")
+        Path(tmp_path, ".env").write_text(f"DATABASE_URL='{url}'\n")
         monkeypatch.setenv("DATABASE_URL", url)
         subprocess.run([sys.executable, "-c", OLD_USER], cwd=ROOT, check=True, timeout=120)
-        monkeypatch.setenv("NEW_DATABASE_URL", new)
+        monkeypatch.delenv("DATABASE_URL")
         printed = subprocess.check_output(
             ["sh", "-e", "-c", commands], cwd=tmp_path, text=True, timeout=120
         )

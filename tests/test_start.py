@@ -136,7 +136,7 @@ def test_wrong_setting_is_one_line_without_a_secret(
         # Databases with a table of the same name.
         ("something text", "a table users of another program"),
         ("id integer primary key, name text, email text, password text", "of another program"),
-        ("id integer primary key, name text, email text", "run alembic upgrade head"),
+        ("id integer primary key, name text, email text", "pyproject.toml upgrade head"),
     ],
 )
 def test_foreign_sqlite_file_is_left_alone(
@@ -399,6 +399,33 @@ def test_four_workers_start_together_on_an_empty_database(
         printed = server.printed()
         assert "ERROR" not in printed, printed
         assert "Traceback" not in printed, printed
+
+
+def test_reload_changes_tokens_and_leaves_no_gap(tmp_path: Path) -> None:
+    """The options of the systemd unit in ``docs/operate.md``, and its ExecReload."""
+    old, new = "o" * 24, "n" * 24
+    settings = tmp_path / ".env"
+    settings.write_text(f"API_TOKENS=old:{old}\n")
+
+    def status(token: str) -> int:
+        headers = {"Authorization": f"Bearer {token}"}
+        return httpx.get(f"{server.url}/users/", headers=headers, verify=NO_TLS).status_code
+
+    options = ("--workers=2", "--timeout-worker-healthcheck=30")
+    url = f"sqlite:///{tmp_path}/roster.db"
+    with serve(url, tmp_path, *options, app="app:app") as server:
+        wait_until(lambda: server.printed().count("startup complete") == 2, server.printed)
+        settings.write_text(f"API_TOKENS=old:{old},new:{new}\n")
+        server.process.send_signal(signal.SIGHUP)
+        while server.printed().count("startup complete") < 4:
+            assert status(old) == 200
+        wait_until(lambda: [status(new) for _ in range(5)] == [200] * 5)
+        settings.write_text(f"API_TOKENS=new:{new}\n")
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: server.printed().count("startup complete") == 6, server.printed)
+        wait_until(lambda: [status(old) for _ in range(5)] == [401] * 5)
+        assert "Database: the SQLite file" in server.printed()
+        assert "Access: 2 tokens." in server.printed()
 
 
 def test_sigterm_ends_the_app_at_once(database: Database, tmp_path: Path) -> None:

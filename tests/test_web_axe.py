@@ -17,7 +17,7 @@ from browsing import (
     rows,
     save,
 )
-from conftest import serve
+from conftest import quick_on, serve
 from databases import Database
 from playwright.sync_api import Page, expect
 from test_contract import User, add
@@ -119,7 +119,7 @@ STATES: dict[str, State] = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, PHONE], ids=str)
+@pytest.mark.parametrize("options", quick_on([{}, {"color_scheme": "dark"}, PHONE], {}), ids=str)
 @pytest.mark.parametrize("state", STATES)
 def test_axe_finds_nothing(
     client: httpx.Client, new_page: Callable[..., Page], state: str, options: dict[str, Any]

@@ -12,12 +12,12 @@ from itertools import starmap
 from operator import ge, gt, le, lt
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Select, bindparam, func, insert, select
+from sqlalchemy import ColumnElement, Select, bindparam, delete, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine import fetch, get_last_id, insert_row, set_last_id
+from engine import fetch, get_last_id, insert_row, lock_last_id, set_last_id
 from faults_sql import email_taken, is_conflict, verb
 from fields import KEY_MAX, fold, fold_email
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
@@ -107,18 +107,15 @@ class SQLUserStore:
             rows = await fetch(self.session, select_page(*shape(query), near=True), values)
             if len(rows) == limit:
                 return [*starmap(UserRow, rows)]
-        rows = await fetch(
-            self.session, select_page(*shape(query)), values, expensive=query.expensive
-        )
+        statement = select_page(*shape(query))
+        rows = await fetch(self.session, statement, values, expensive=query.expensive)
         return [*starmap(UserRow, rows)]
 
     @verb
     async def count(self, query: UserQuery) -> int:
         """Count rows; the more match, the longer it takes."""
-        statement = select_count(*shape(query))
-        [(count,)] = await fetch(
-            self.session, statement, parameters(query), expensive=query.expensive
-        )
+        statement, values = select_count(*shape(query)), parameters(query)
+        [(count,)] = await fetch(self.session, statement, values, expensive=query.expensive)
         return int(count)
 
     @verb
@@ -151,11 +148,15 @@ class SQLUserStore:
             await fetch(self.session, ANY_ROW, primary=primary)
 
     @verb
-    async def restore(self, users: Sequence[UserRead]) -> None:
-        """Insert rows, ids and all."""
+    async def restore(self, users: Sequence[UserRead], gone: Sequence[int], last_id: int) -> None:
+        """Delete rows and insert rows, ids and all."""
+        await self.hold(last_id)
+        connection = await self.session.connection()
+        await connection.execute(delete(USERS).where(row_id.in_(gone)))
         rows = [new_row(User, {name: getattr(user, name) for name in FIELDS}) for user in users]
         try:
-            await (await self.session.connection()).execute(INSERT, rows)
+            if rows:
+                await connection.execute(INSERT, rows)
             await self.session.commit()
         except IntegrityError as error:
             raise (EmailTaken([]) if is_conflict(error) else error) from None
@@ -166,9 +167,15 @@ class SQLUserStore:
         return await get_last_id(self.session, USERS)
 
     @verb
-    async def set_last_id(self, last_id: int) -> None:
+    async def set_last_id(self, last_id: int, before: int) -> None:
         """Set the counter."""
+        await self.hold(before)
         await set_last_id(self.session, USERS, last_id)
+
+    async def hold(self, last_id: int) -> None:
+        """Lock the counter until the transaction ends. Raises StaleVersion."""
+        if await lock_last_id(self.session, USERS) != last_id:
+            raise StaleVersion("counter")
 
 
 async def get_for_update(

@@ -93,6 +93,13 @@ async def get_last_id(session: AsyncSession, table: Table) -> int:
     return int(row[0] or 0) if row else 0
 
 
+async def lock_last_id(session: AsyncSession, table: Table) -> int:
+    """Return the newest id; until the transaction ends, other callers of this wait."""
+    # A row: PostgreSQL's counters are in no transaction, and MySQL's only in one of their own.
+    await (await session.connection()).execute(select(STAMP.c.version_num).with_for_update())
+    return await get_last_id(session, table)
+
+
 async def set_last_id(session: AsyncSession, table: Table, last_id: int) -> None:
     """Let the next id of a table be greater than this, and commit."""
     connection = await session.connection()

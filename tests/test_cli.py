@@ -1,5 +1,6 @@
 """The command line, run as an operator runs it: in processes, on real databases."""
 
+import asyncio
 import csv
 import hashlib
 import io
@@ -23,10 +24,15 @@ import pytest
 from conftest import ROOT, full, quick_on, wait_until
 from databases import BACKENDS, Database, empty_redis, free_port, open_redis
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 from test_contract import add
 from test_start import only_line, relay, start_and_fail
 
 from cli import Stop, backup, read_rows
+from db import open_backend
+from lifespan import open_store
+from paging import UserQuery
+from store import Fault
 
 Row = tuple[Any, ...]
 Result = subprocess.CompletedProcess[str]
@@ -263,6 +269,51 @@ def test_copy_whose_database_goes_away_says_how_to_go_on(database: Database, man
         assert line.endswith("The copy is unfinished; the same command continues it.")
         assert str(real.password) not in line
         empty_redis(url)
+
+
+def count_users(url: str) -> int:
+    """Return how many users a database holds, 0 if it has no tables yet."""
+
+    async def count() -> int:
+        backend = open_backend(url)
+        try:
+            async with open_store(backend, read_only=True) as store:
+                return await store.count(UserQuery())
+        except (Fault, SQLAlchemyError):
+            return 0
+        finally:
+            await backend.stop()
+
+    return asyncio.run(count())
+
+
+@pytest.mark.parametrize("database", quick_on(BACKENDS, "sqlite", "redis"), indirect=True)
+def test_copy_that_is_held_up_while_another_one_runs_writes_nothing_more(
+    database: Database, many: Path, source: Path, tmp_path: Path
+) -> None:
+    back = tmp_path / "back.db"
+    with database.new() as url:
+        with copy_until(lambda: count_users(url), f"sqlite:///{many}", url) as slow:
+            while True:
+                slow.send_signal(signal.SIGSTOP)
+                quick = cli("copy", f"sqlite:///{source}", url)
+                if quick.returncode == 0:
+                    break
+                # It stopped in a transaction, which keeps the other one out.
+                refusal(quick)
+                before = count_users(url)
+                slow.send_signal(signal.SIGCONT)
+                wait_until(lambda before=before: count_users(url) > before)
+            new = "name,email\nNew,new@example.com\n"
+            assert cli("import", "-", given=new, url=url).returncode == 0
+            slow.send_signal(signal.SIGCONT)
+            out, err = slow.communicate(timeout=60)
+        assert (slow.returncode, out) == (1, "")
+        assert err.startswith("DST_URL: another copy, or an app, uses ")
+        assert len(err.splitlines()) == 1
+        assert cli("copy", url, f"sqlite:///{back}").returncode == 0
+    assert rows(back)[:-1] == rows(source)
+    assert rows(back)[-1][:2] == (1203, "New")
 
 
 @full

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine import fetch, get_last_id, insert_row, lock_last_id, set_last_id
+from engine import fetch, get_last_id, insert_row, set_last_id
 from faults_sql import email_taken, is_conflict, verb
 from fields import KEY_MAX, fold, fold_email
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
@@ -124,16 +124,14 @@ class SQLUserStore:
     ) -> UserRead:
         """Lock the row, compare the version, update."""
         user = await get_for_update(self.session, User, user_id, if_match)
-        if fields := update.model_dump():
-            user.sqlmodel_update(fields)
-            try:
-                await self.session.flush()
-                changed = to_user(user.model_dump())
-                await self.session.commit()
-            except IntegrityError as error:
-                raise email_taken(error) from None
-            return changed
-        return to_user(user.model_dump())
+        user.sqlmodel_update(update.model_dump())
+        try:
+            await self.session.flush()
+            changed = to_user(user.model_dump())
+            await self.session.commit()
+        except IntegrityError as error:
+            raise email_taken(error) from None
+        return changed
 
     @verb
     async def remove(self, user_id: int, if_match: Collection[int] | None) -> None:
@@ -151,12 +149,11 @@ class SQLUserStore:
     async def restore(self, users: Sequence[UserRead], gone: Sequence[int], last_id: int) -> None:
         """Delete rows and insert rows, ids and all."""
         await self.hold(last_id)
-        connection = await self.session.connection()
-        await connection.execute(delete(USERS).where(row_id.in_(gone)))
+        await self.session.exec(delete(USERS).where(row_id.in_(gone)))
         rows = [new_row(User, {name: getattr(user, name) for name in FIELDS}) for user in users]
         try:
             if rows:
-                await connection.execute(INSERT, rows)
+                await self.session.exec(INSERT, params=rows)
             await self.session.commit()
         except IntegrityError as error:
             raise (EmailTaken([]) if is_conflict(error) else error) from None
@@ -168,13 +165,12 @@ class SQLUserStore:
 
     @verb
     async def set_last_id(self, last_id: int, before: int) -> None:
-        """Set the counter."""
         await self.hold(before)
         await set_last_id(self.session, USERS, last_id)
 
     async def hold(self, last_id: int) -> None:
         """Lock the counter until the transaction ends. Raises StaleVersion."""
-        if await lock_last_id(self.session, USERS) != last_id:
+        if await get_last_id(self.session, USERS, lock=True) != last_id:
             raise StaleVersion("counter")
 
 
@@ -270,6 +266,5 @@ def parameters(query: UserQuery) -> dict[str, Any]:
         values["email_key"] = fold_email(query.email)
     if after := query.after:
         values |= {"after_id": after.id, "after_key": fold(after.name)}
-    for i, word in enumerate(query.words):
-        values[f"word{i}"] = "%" + re.sub("[/%_]", r"/\g<0>", word) + "%"
-    return values
+    words = ("%" + re.sub("[/%_]", r"/\g<0>", word) + "%" for word in query.words)
+    return values | {f"word{i}": word for i, word in enumerate(words)}

@@ -17,11 +17,10 @@ The only door of the package, which knows nothing of an app's tables. Tested in 
 from engine.database import SERVERS, Database, NotSQL, Session, fetch, insert_row, place_of
 from engine.direct import WAIT_MAX, Rows
 from engine.errors import codes
-from engine.tables import WrongTables, get_last_id, lock_last_id, revisions_in, set_last_id
+from engine.tables import WrongTables, get_last_id, revisions_in, set_last_id
 from engine.types import UTCMillis
 from engine.url import SettingsError, check_certificates, hosts, parse_url
 
 __all__ = ["SERVERS", "WAIT_MAX", "Database", "NotSQL", "Rows", "Session", "SettingsError"]
 __all__ += ["UTCMillis", "WrongTables", "check_certificates", "codes", "fetch", "get_last_id"]
-__all__ += ["hosts", "insert_row", "lock_last_id", "parse_url", "place_of", "revisions_in"]
-__all__ += ["set_last_id"]
+__all__ += ["hosts", "insert_row", "parse_url", "place_of", "revisions_in", "set_last_id"]

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import os
 import shutil
+import signal
 import sqlite3
 import sys
 import tempfile
@@ -582,10 +583,12 @@ def write_backup(source: Path, file: Path) -> int:
         suffix=".part", prefix=f".{file.name}-", dir=file.parent
     ) as new:
         live = sqlite3.connect(f"{source.resolve().as_uri()}?mode=rw", uri=True)
+        # Between two pieces, Ctrl-C raises; asyncio's own handler would wait for the end.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with closing(live), closing(sqlite3.connect(new.name)) as copied:
-            # All in one step, which sees one moment. In several, it would begin again whenever
-            # another process has written. With WAL, no writer waits for it.
-            live.backup(copied)
+            # One transaction, which sees one moment. With WAL, no writer waits for it.
+            live.executescript("BEGIN; SELECT 1 FROM users LIMIT 1")
+            live.backup(copied, pages=1000, progress=lambda *_: None)
             if copied.execute("PRAGMA integrity_check").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("the integrity check failed")
             users: int = copied.execute("SELECT count(*) FROM users").fetchone()[0]
@@ -598,4 +601,5 @@ def write_backup(source: Path, file: Path) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # as Ctrl-C
     app(prog_name="python cli.py")

@@ -5,14 +5,14 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
-from weakref import ref
+from weakref import WeakSet, ref
 
 from sqlalchemy import URL, Engine, event
 from sqlalchemy.dialects import registry
@@ -44,12 +44,14 @@ class Connection(sqlite3.Connection):
     """A connection whose methods block, as SQLAlchemy expects, but only their greenlet."""
 
     writing: ClassVar["set[Connection]"] = set()  # SQLAlchemy believes that a transaction is open
+    opened: ClassVar["WeakSet[Connection]"] = WeakSet()
+    files: Mapping[str, os.stat_result] = {}
     running: asyncio.Future[Any] | None = None  # in the thread
     first_busy = last_busy = 0.0
     failure: sqlite3.Error | None = None  # that undid the transaction
 
-    def set_up(self, dialect: "Dialect", writes: bool) -> None:
-        self.dialect, self.writes = dialect, writes
+    def set_up(self, path: str, writes: bool) -> None:
+        self.path, self.writes = path, writes
         self.thread = ThreadPoolExecutor(1, "sqlite")
 
     def cursor(self, *_: Any) -> "Cursor":  # type: ignore[override]  # it makes no other kind
@@ -61,7 +63,7 @@ class Connection(sqlite3.Connection):
 
     def begin(self) -> None:
         if self.writes:  # it takes the lock before it reads what it will change (8)
-            self.dialect.check_file()
+            self.check()
             self.retry(lambda: self.send("BEGIN IMMEDIATE"))
             self.failure = None
             self.writing.add(self)
@@ -73,6 +75,7 @@ class Connection(sqlite3.Connection):
                 self.retry(lambda: self.in_thread(lambda: self.send("COMMIT")))
             finally:  # after a COMMIT that failed, SQLite is still in the transaction
                 self.rollback()
+            self.check()  # what is acknowledged is in a log that a crash leaves
 
     def rollback(self) -> None:
         self.writing.discard(self)
@@ -85,6 +88,7 @@ class Connection(sqlite3.Connection):
             if self.in_transaction:
                 self.send("ROLLBACK")  # (7)
             super(Connection, self).close()
+            self.files = {}
 
         self.writing.discard(self)
         closing = self.thread.submit(work)
@@ -93,10 +97,16 @@ class Connection(sqlite3.Connection):
             await_(asyncio.wait([asyncio.wrap_future(closing)]))
 
     def check(self) -> None:
-        """Raise an error if the file is gone (12) or SQLite has undone the transaction (5)."""
-        if not self.writes:
-            self.dialect.check_file()
-        elif self in self.writing and not self.in_transaction:
+        """Raise an error if a file is gone (12) or SQLite has undone the transaction (5)."""
+        if self not in self.writing:
+            try:
+                check_files(self.files)
+            except sqlite3.Error:
+                # Whatever only a deleted log has is moved into the database.
+                if in_greenlet() and not all(map(os.path.exists, self.files)):
+                    self.in_thread(lambda: self.send("PRAGMA wal_checkpoint"))
+                raise
+        elif not self.in_transaction:
             raise self.failure or sqlite3.OperationalError("the transaction is over")
 
     def perform(self, sql: str, work: Callable[[], Any]) -> Any:
@@ -163,6 +173,17 @@ class Connection(sqlite3.Connection):
             running.exception()  # retrieved; being cancelled comes first
             raise cancelled
         return running.result()
+
+
+def check_files(files: Mapping[str, os.stat_result]) -> None:
+    """Raise SQLite's own error for it if a file is gone, or another one is there (12)."""
+    for path, opened in files.items():
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), opened):
+                continue
+        error = sqlite3.OperationalError(f"{path} was deleted, moved away or replaced")
+        error.sqlite_errorname = "SQLITE_READONLY_DBMOVED"
+        raise error
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -316,32 +337,31 @@ class Dialect(SQLiteDialect_pysqlite):
     supports_statement_cache = True
     is_async = True
     has_terminate = True
-    path = ""
-    file: os.stat_result | None = None  # that the first connection has found there
+    files: Mapping[str, os.stat_result] = {}  # the database, as the first connection found it
 
-    def connect(self, *args: Any, writes: bool, **options: Any) -> Any:
-        self.check_file()  # or SQLite might make the file again, after all
-        connection = sqlite3.connect(*args, factory=Connection, **(options | OPTIONS))
-        connection.set_up(self, writes)
+    def connect(self, path: str, writes: bool, **options: Any) -> Any:
+        # Or SQLite might make a file again, after all, and then use two logs.
+        for files in (self.files, *(each.files for each in Connection.opened if each.path == path)):
+            check_files(files)
+        umask = os.umask(0o077)  # a new database is its owner's alone
+        try:
+            connection = sqlite3.connect(path, factory=Connection, **(options | OPTIONS))
+        finally:
+            os.umask(umask)
+        connection.set_up(path, writes)
         try:
             for pragma in WRITER if writes else READER:
                 connection.cursor().execute(f"PRAGMA {pragma}")
-            if not self.file:
-                self.path = connection.send("PRAGMA database_list").fetchone()[2]
-                self.file = os.stat(self.path)
+            connection.send("PRAGMA schema_version").fetchone()  # which opens all of the files
+            file = connection.send("PRAGMA database_list").fetchone()[2]
+            self.files = self.files or {file: os.stat(file)}
+            found = filter(os.path.exists, (file, f"{file}-wal", f"{file}-shm"))
+            connection.files = {each: os.stat(each) for each in found}
+            connection.opened.add(connection)
         except BaseException:
             connection.close()
             raise
         return connection
-
-    def check_file(self) -> None:
-        """Raise SQLite's own error for it if the file is gone, or another one is there (12)."""
-        with suppress(FileNotFoundError):
-            if not self.file or os.path.samestat(os.stat(self.path), self.file):
-                return
-        error = sqlite3.OperationalError(f"{self.path} was deleted, moved away or replaced")
-        error.sqlite_errorname = "SQLITE_READONLY_DBMOVED"
-        raise error
 
     def do_begin(self, dbapi_connection: Any) -> None:
         dbapi_connection.begin()  # elsewhere, SQLAlchemy leaves it to the driver

@@ -51,9 +51,9 @@ export function askForToken() {
   });
   return asking;
 }
-/** Return a CSV file that spreadsheets open right: with a byte order mark, and no cell that they compute. */
+/** Return a CSV file that spreadsheets open right: with a byte order mark, and no cell that they compute (export.py has the rule). */
 export function csv(titles, rows) {
-  const safe = (value) => `"${String(value ?? "").replace(/^(?='*[=+\-@＝＋－＠\t])/, "'").replaceAll('"', '""')}"`;
+  const safe = (value) => `"${String(value ?? "").replace(/(?:^|(?<=[;\t\r\n]))(?=['"]*[=+\-@＝＋－＠])/g, "'").replaceAll('"', '""')}"`;
   return new Blob(["\ufeff", ...[titles, ...rows].map((cells) => `${cells.map(safe)}\r\n`)], { type: "text/csv" });
 }
 export function download(name, blob) {

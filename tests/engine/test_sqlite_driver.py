@@ -359,7 +359,7 @@ def test_4_quick_reader_begins_without_a_budget(
 
     async def test(engines: Database) -> None:
         await engines.read(text("SELECT * FROM t"), {})
-        monkeypatch.setattr(driver_module.Dialect, "check_file", slow_disk)
+        monkeypatch.setattr(driver_module, "check_files", slow_disk)
         await engines.read(text("SELECT tick()"), {})
         assert ticks == ["MainThread"]
         assert not driver_module.slow

@@ -130,11 +130,13 @@ class MongoUserStore:
         if documents:
             await self.users.insert_many(documents, session=session)
 
-    async def transact(self, work: Callable[[AsyncClientSession], Awaitable[None]]) -> None:
+    async def transact(
+        self, work: Callable[[AsyncClientSession], Awaitable[None]], seconds: float = 4
+    ) -> None:
         """Do something in a transaction."""
         if not await self.has_transactions():
             raise OperationFailure("a standalone server", NO_TRANSACTIONS)
-        with pymongo.timeout(4):  # otherwise it retries for two minutes
+        with pymongo.timeout(seconds):  # otherwise it retries for two minutes
             async with self.client.start_session() as session:
                 await session.with_transaction(work)
 
@@ -229,7 +231,7 @@ class MongoUserStore:
             await self.insert(documents, session)
 
         try:
-            await self.transact(work)
+            await self.transact(work, 60)
         except BulkWriteError as error:
             raise (EmailTaken([]) if is_conflict(error) else error) from None
 

@@ -63,7 +63,7 @@ class Connection(sqlite3.Connection):
 
     def begin(self) -> None:
         if self.writes:  # it takes the lock before it reads what it will change (8)
-            self.check()
+            self.look()
             self.retry(lambda: self.send("BEGIN IMMEDIATE"))
             self.failure = None
             self.writing.add(self)
@@ -75,7 +75,7 @@ class Connection(sqlite3.Connection):
                 self.retry(lambda: self.in_thread(lambda: self.send("COMMIT")))
             finally:  # after a COMMIT that failed, SQLite is still in the transaction
                 self.rollback()
-            self.check()  # what is acknowledged is in a log that a crash leaves
+            self.look()  # what is acknowledged is in a log that a crash leaves
 
     def rollback(self) -> None:
         self.writing.discard(self)
@@ -96,16 +96,19 @@ class Connection(sqlite3.Connection):
         if in_greenlet():  # otherwise the garbage collector calls
             await_(asyncio.wait([asyncio.wrap_future(closing)]))
 
+    def look(self) -> None:
+        """Raise an error if a file is gone; save what only a deleted log has (12)."""
+        try:
+            check_files(self.files)
+        except sqlite3.Error:
+            if in_greenlet() and not all(map(os.path.exists, self.files)):
+                self.in_thread(lambda: self.send("PRAGMA wal_checkpoint"))
+            raise
+
     def check(self) -> None:
-        """Raise an error if a file is gone (12) or SQLite has undone the transaction (5)."""
+        """Raise an error if a file is gone, or SQLite has undone the transaction (5)."""
         if self not in self.writing:
-            try:
-                check_files(self.files)
-            except sqlite3.Error:
-                # Whatever only a deleted log has is moved into the database.
-                if in_greenlet() and not all(map(os.path.exists, self.files)):
-                    self.in_thread(lambda: self.send("PRAGMA wal_checkpoint"))
-                raise
+            self.look()
         elif not self.in_transaction:
             raise self.failure or sqlite3.OperationalError("the transaction is over")
 

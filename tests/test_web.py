@@ -612,11 +612,11 @@ def test_name_of_the_other_direction_leaves_the_sentence_around_it_alone(
     assert order("#editor-title") == ["Edit", *shown_name]
     page.keyboard.press("Escape")
     act(page, "Delete", name).click()
-    assert order("#undo span") == [*shown_name, "is", "deleted."]
+    assert order("#undo div > span") == [*shown_name, "is", "deleted."]
     client.patch(f"/users/{ada['id']}", json={"email": "x@example.com"}).raise_for_status()
     page.evaluate("async () => (await import('./remove.js')).flush()")
-    expect(page.locator("#undo span")).to_contain_text("is not deleted.")
-    assert order("#undo span")[:5] == [*shown_name, "is", "not", "deleted."]
+    expect(page.locator("#undo div > span")).to_contain_text("is not deleted.")
+    assert order("#undo div > span")[:5] == [*shown_name, "is", "not", "deleted."]
 
 
 @on_sqlite

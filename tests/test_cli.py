@@ -213,9 +213,10 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     change(
         file,
         "WITH RECURSIVE ids (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM ids WHERE i < 8000)"
-        " INSERT INTO users SELECT replace(name, '1', i), replace(email, '1', i), i, created_at,"
-        " updated_at, version, replace(name_key, '1', i), replace(email_key, '1', i),"
-        " replace(search_key, '1', i) FROM users, ids",
+        " INSERT INTO users (id, created_at, updated_at, version, name, email, name_key, email_key,"
+        " search_key) SELECT i, created_at, updated_at, version, replace(name, '1', i),"
+        " replace(email, '1', i), replace(name_key, '1', i), replace(email_key, '1', i),"
+        " replace(search_key, '1', i) FROM users, ids WHERE id = 1",
     )
     return file
 

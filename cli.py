@@ -207,9 +207,9 @@ async def copy(
             if isinstance(source, Database) and isinstance(destination, Database):
                 copied = [await copy_table(table, source, destination, mark) for table in tables]
             await set_last_id(destination, last_id, mark)
-        except StaleVersion:
-            another = f"another copy, or an app, uses {destination.place}"
-            raise Stop(f"DST_URL: {another}. Stop it, and run this command again.") from None
+        except (StaleVersion, EmailTaken):
+            changed = "Another copy, or an app, has changed one of the two"
+            raise Stop(f"{changed}. Stop it, and run this command again.") from None
         except BaseException as error:
             if marked:
                 error.add_note("The copy is unfinished; the same command continues it.")
@@ -282,16 +282,13 @@ async def remove_different(
 async def add_missing(
     theirs: UserStore, ours: UserStore, destination: Backend, total: int, mark: int
 ) -> None:
-    """Store those of the source's users whose ids are missing. Raises Stop for a conflict."""
+    """Store those of the source's users whose ids are missing."""
     missing = (their async for their, our in side_by_side(theirs, ours) if their and not our)
-    try:
-        with bar("Copying", total) as advance:
-            async for users in batches(missing):
-                async with open_store(destination) as store:
-                    await store.restore(users, [], mark)
-                advance(len(users))
-    except EmailTaken:
-        raise Stop("Users have changed. Stop the apps.") from None
+    with bar("Copying", total) as advance:
+        async for users in batches(missing):
+            async with open_store(destination) as store:
+                await store.restore(users, [], mark)
+            advance(len(users))
 
 
 async def batches(items: AsyncIterator[T]) -> AsyncIterator[list[T]]:

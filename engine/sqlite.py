@@ -346,11 +346,9 @@ class Dialect(SQLiteDialect_pysqlite):
         # Or SQLite might make a file again, after all, and then use two logs.
         for files in (self.files, *(each.files for each in Connection.opened if each.path == path)):
             check_files(files)
-        umask = os.umask(0o077)  # a new database is its owner's alone
-        try:
-            connection = sqlite3.connect(path, factory=Connection, **(options | OPTIONS))
-        finally:
-            os.umask(umask)
+        with suppress(OSError):  # a new database is its owner's alone
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
+        connection = sqlite3.connect(path, factory=Connection, **(options | OPTIONS))
         connection.set_up(path, writes)
         try:
             for pragma in WRITER if writes else READER:

@@ -31,6 +31,7 @@ READER = ("query_only=ON", "wal_autocheckpoint=0")
 BUDGET = 0.003  # seconds of a statement on the loop
 STEPS = 1000  # of SQLite's machine, some 20 microseconds, after which it looks at the clock
 PATIENCE = 5  # seconds for a lock of another process
+LOG_MAX = 2**24  # bytes of the write-ahead log
 OPTIONS: dict[str, Any] = {"timeout": 0}
 # Python begins no transactions (9).
 OPTIONS |= {"autocommit": True} if sys.version_info >= (3, 12) else {"isolation_level": None}
@@ -48,6 +49,7 @@ class Connection(sqlite3.Connection):
     files: Mapping[str, os.stat_result] = {}
     running: asyncio.Future[Any] | None = None  # in the thread
     first_busy = last_busy = 0.0
+    log_max = LOG_MAX  # beyond which this writer waits for readers
     failure: sqlite3.Error | None = None  # that undid the transaction
 
     def set_up(self, path: str, writes: bool) -> None:
@@ -64,6 +66,7 @@ class Connection(sqlite3.Connection):
     def begin(self) -> None:
         if self.writes:  # it takes the lock before it reads what it will change (8)
             self.look()
+            self.reset_log()
             self.retry(lambda: self.send("BEGIN IMMEDIATE"))
             self.failure = None
             self.writing.add(self)
@@ -104,6 +107,18 @@ class Connection(sqlite3.Connection):
             if in_greenlet() and not all(map(os.path.exists, self.files)):
                 self.in_thread(lambda: self.send("PRAGMA wal_checkpoint"))
             raise
+
+    def reset_log(self) -> None:
+        """Wait until no reader uses a log that is too long, and empty it (14)."""
+        log = [file for file in self.files if file.endswith("-wal")]
+        deadline = time.monotonic() + PATIENCE
+        while (size := sum(map(os.path.getsize, log))) > self.log_max:
+            self.in_thread(lambda: self.send("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+            await_(asyncio.sleep(0.01))
+            if time.monotonic() > deadline:  # another program reads: leave it alone for some time
+                self.log_max = size + LOG_MAX
+        if size <= LOG_MAX:
+            self.log_max = LOG_MAX
 
     def check(self) -> None:
         """Raise an error if a file is gone, or SQLite has undone the transaction (5)."""

@@ -1,7 +1,8 @@
 """Roster's command line: copy, import, export, backup (``python cli.py --help``).
 
-A copy first sets the destination's counter of ids to its end (``store.UNFINISHED``), and to the
-source's when both have been compared. Until then, no app starts on it.
+A copy first sets the destination's counter of ids to a mark of its own (``store.UNFINISHED``), and
+to the source's when both have been compared. Until then, no app starts on it. Each of its
+transactions compares the mark, so a second copy takes over, and the first one ends.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import csv
 import hashlib
 import os
 import shutil
+import signal
 import sqlite3
 import sys
 import tempfile
@@ -19,7 +21,8 @@ from functools import wraps
 from itertools import chain, islice
 from json import JSONDecodeError
 from pathlib import Path
-from typing import IO, Annotated, Any, ParamSpec
+from secrets import randbelow
+from typing import IO, Annotated, Any, ParamSpec, TypeVar, cast
 
 import typer
 from pydantic import ValidationError
@@ -27,6 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from sqlalchemy import Table, delete, insert, select, tuple_
 from sqlmodel import SQLModel
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 import app as every_table  # noqa: F401 (it imports every module that has tables)
 from db import get_settings, open_backend
@@ -39,7 +43,8 @@ from lifespan import StartError, open_store, start
 from limits import read_json
 from models import FIELDS, UserCreate, UserRead
 from paging import UserQuery
-from store import UNFINISHED, Backend, CorruptUser, EmailTaken, Fault, UserStore
+from store import UNFINISHED, Backend, CorruptUser, EmailTaken, Fault, StaleVersion, UserStore
+from store_sql import SQLUserStore
 
 SETTING = "DATABASE_URL"
 BATCH = 1000  # users in one transaction
@@ -69,6 +74,7 @@ class Stop(Exception):
 
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def one_line(work: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
@@ -183,24 +189,27 @@ async def copy(
             raise Stop(f"DST_URL: {destination.place} holds users already; a copy needs it empty.")
         tables = [table for table in SQLModel.metadata.sorted_tables if table.name != "users"]
         copied: list[str] = []
+        mark = UNFINISHED + randbelow(2**31)
         try:
             total = await count_users(theirs)
-            if marked:
-                await remove_different(theirs, ours, destination, tables)
-            await set_last_id(destination, UNFINISHED)
-            marked = True
-            if await theirs.last_id() >= UNFINISHED:  # it has our mark
-                await set_last_id(destination, before)
-                marked = False
+            await set_last_id(destination, mark, before)
+            if await theirs.last_id() == mark:
+                await set_last_id(destination, before, mark)
                 raise Stop("SRC_URL and DST_URL are the same database.")
-            await add_missing(theirs, ours, destination, total)
+            marked = True
+            if before >= UNFINISHED:
+                await remove_different(theirs, ours, destination, tables, mark)
+            await add_missing(theirs, ours, destination, total, mark)
             count, digest = await count_and_digest(read_pages(theirs), total)
             last_id = await theirs.last_id()
             if await count_and_digest(read_pages(ours), total) != (count, digest):
                 raise Stop("The two differ: users have changed. Stop the apps.")
             if isinstance(source, Database) and isinstance(destination, Database):
-                copied = [await copy_table(table, source, destination) for table in tables]
-            await set_last_id(destination, last_id)
+                copied = [await copy_table(table, source, destination, mark) for table in tables]
+            await set_last_id(destination, last_id, mark)
+        except (StaleVersion, EmailTaken):
+            changed = "Another copy, or an app, has changed one of the two"
+            raise Stop(f"{changed}. Stop it, and run this command again.") from None
         except BaseException as error:
             if marked:
                 error.add_note("The copy is unfinished; the same command continues it.")
@@ -215,18 +224,27 @@ async def copy(
         write("".join(copied))
 
 
-async def copy_table(table: Table, source: Database, destination: Database) -> str:
+@asynccontextmanager
+async def marked_session(database: Database, mark: int) -> AsyncIterator[AsyncSession]:
+    """Yield a session that commits only if the mark is still there. Raises StaleVersion."""
+    async with open_store(database) as store:
+        users = cast(SQLUserStore, store)
+        await users.hold(mark)
+        yield users.session
+
+
+async def copy_table(table: Table, source: Database, destination: Database, mark: int) -> str:
     """Copy a table of your own, ids and all; return a line that says how many rows it has."""
     if await anext(read_table(table, destination), None):
         raise Stop(f"DST_URL: {destination.place} holds rows in {table.name} already.")
     count, digest = await count_and_digest(read_table(table, source))
     with bar(f"Copying {table.name}", count) as advance:
         async for rows in read_table(table, source):
-            async with destination.writer.begin() as connection:
-                await connection.execute(insert(table), rows)
+            async with marked_session(destination, mark) as session:
+                await (await session.connection()).execute(insert(table), rows)
             advance(len(rows))
     if "id" in table.c:
-        async with source.session() as theirs, destination.session() as ours:
+        async with source.session() as theirs, marked_session(destination, mark) as ours:
             await set_table_last_id(ours, table, await get_last_id(theirs, table))
     if await count_and_digest(read_table(table, destination), count) != (count, digest):
         raise Stop(f"The two differ: {table.name} has changed. Stop the apps.")
@@ -248,45 +266,46 @@ async def read_table(table: Table, database: Database) -> AsyncIterator[list[dic
 
 
 async def remove_different(
-    theirs: UserStore, ours: UserStore, destination: Backend, tables: list[Table]
+    theirs: UserStore, ours: UserStore, destination: Backend, tables: list[Table], mark: int
 ) -> None:
     """Remove what an interrupted copy left: all rows, and the users that differ from the source."""
     if isinstance(destination, Database):
-        async with destination.writer.begin() as connection:
+        async with marked_session(destination, mark) as session:
             for table in reversed(tables):
-                await connection.execute(delete(table))
-    async for their, our in side_by_side(theirs, ours):
-        if our and our != their:
-            async with open_store(destination) as store:
-                await store.remove(our.id, None)
-
-
-async def add_missing(theirs: UserStore, ours: UserStore, destination: Backend, total: int) -> None:
-    """Store those of the source's users whose ids are missing. Raises Stop for a conflict."""
-    batch: list[UserRead] = []
-
-    async def flush() -> None:
+                await (await session.connection()).execute(delete(table))
+    found = (our.id async for their, our in side_by_side(theirs, ours) if our and our != their)
+    async for gone in batches(found):
         async with open_store(destination) as store:
-            await store.restore(batch)
-        batch.clear()
-
-    try:
-        with bar("Copying", total) as advance:
-            async for their, our in side_by_side(theirs, ours):
-                if their and not our:
-                    batch.append(their)
-                if len(batch) == BATCH:
-                    await flush()
-                advance(1)
-            if batch:
-                await flush()
-    except EmailTaken:
-        raise Stop("Users have changed. Stop the apps.") from None
+            await store.restore([], gone, mark)
 
 
-async def set_last_id(backend: Backend, last_id: int) -> None:
+async def add_missing(
+    theirs: UserStore, ours: UserStore, destination: Backend, total: int, mark: int
+) -> None:
+    """Store those of the source's users whose ids are missing."""
+    missing = (their async for their, our in side_by_side(theirs, ours) if their and not our)
+    with bar("Copying", total) as advance:
+        async for users in batches(missing):
+            async with open_store(destination) as store:
+                await store.restore(users, [], mark)
+            advance(len(users))
+
+
+async def batches(items: AsyncIterator[T]) -> AsyncIterator[list[T]]:
+    """Yield the items in lists of ``BATCH``, of which the last may be shorter."""
+    batch: list[T] = []
+    async for item in items:
+        batch.append(item)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+async def set_last_id(backend: Backend, last_id: int, before: int) -> None:
     async with open_store(backend) as store:
-        await store.set_last_id(last_id)
+        await store.set_last_id(last_id, before)
 
 
 async def count_users(store: UserStore) -> int:
@@ -561,10 +580,12 @@ def write_backup(source: Path, file: Path) -> int:
         suffix=".part", prefix=f".{file.name}-", dir=file.parent
     ) as new:
         live = sqlite3.connect(f"{source.resolve().as_uri()}?mode=rw", uri=True)
+        # Between two pieces, Ctrl-C raises; asyncio's own handler would wait for the end.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with closing(live), closing(sqlite3.connect(new.name)) as copied:
-            # All in one step, which sees one moment. In several, it would begin again whenever
-            # another process has written. With WAL, no writer waits for it.
-            live.backup(copied)
+            # One transaction, which sees one moment. With WAL, no writer waits for it.
+            live.executescript("BEGIN; SELECT 1 FROM users LIMIT 1")
+            live.backup(copied, pages=1000, progress=lambda *_: None)
             if copied.execute("PRAGMA integrity_check").fetchone() != ("ok",):
                 raise sqlite3.DatabaseError("the integrity check failed")
             users: int = copied.execute("SELECT count(*) FROM users").fetchone()[0]
@@ -577,4 +598,5 @@ def write_backup(source: Path, file: Path) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # as Ctrl-C
     app(prog_name="python cli.py")

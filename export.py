@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
 from tempfile import SpooledTemporaryFile
@@ -27,8 +28,10 @@ IN_MEMORY = 2**20  # bytes of an export; what is more waits in a temporary file
 CHUNK = 2**16
 
 # A spreadsheet takes a cell that begins with one of these for a formula
-# (https://owasp.org/www-community/attacks/CSV_Injection), their full-width forms included.
-FORMULA = tuple("=+-@＝＋－＠")  # noqa: RUF001 (the full-width forms are meant)
+# (https://owasp.org/www-community/attacks/CSV_Injection), their full-width forms included. One that
+# separates by semicolons or tabs finds further cells in a cell, and quotes that mean nothing there.
+FORMULA = r"(?=['\"]*[=+\-@＝＋－＠])"  # noqa: RUF001 (the full-width forms are meant)
+CELL, GUARDED = re.compile(rf"([;\t\r\n]){FORMULA}"), re.compile(rf"([;\t\r\n])'{FORMULA}")
 
 
 async def get_stream_store(session: StreamSessionDep) -> UserStore:
@@ -107,14 +110,13 @@ async def read_pages(store: UserStore, q: str = "") -> AsyncIterator[list[UserRe
 
 
 def safe_cell(value: Any) -> Any:
-    """Return a value with an apostrophe before it if a spreadsheet would compute it."""
-    formula = isinstance(value, str) and value.lstrip("'").startswith(FORMULA)
-    return f"'{value}" if formula else value
+    """Return a value with an apostrophe before each part that a spreadsheet would compute."""
+    return CELL.sub(r"\1'", f";{value}")[1:] if isinstance(value, str) else value
 
 
 def plain_cell(text: str) -> str:
-    """Return a cell without the apostrophe that ``safe_cell`` put before it."""
-    return text[1:] if text.startswith("'") and text.lstrip("'").startswith(FORMULA) else text
+    """Return a cell without the apostrophes of ``safe_cell``."""
+    return GUARDED.sub(r"\1", f";{text}")[1:]
 
 
 def to_csv(rows: Iterable[Iterable[Any]]) -> str:

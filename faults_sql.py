@@ -33,7 +33,7 @@ KINDS = by_code(
         Kind.REFUSED: "08P01 26000 42P05 28 3D000 42501 1044 1045 1049 1142 3159 SQLITE_CANTOPEN"
         " SQLITE_READONLY_DBMOVED SSLCertVerificationError ClientConfigurationError",
         Kind.CORRUPT: "SQLITE_CORRUPT SQLITE_NOTADB SQLITE_IOERR",
-        # No id is left, as while a copy fills the database: 2200H, 167, 1467.
+        # No id is left: 2200H, 167, 1467.
         Kind.FULL: "53100 1021 1114 SQLITE_FULL 2200H 167 1467",
     }
 )

@@ -20,10 +20,10 @@ from rows import new_row
 T = TypeVar("T")
 logger = logging.getLogger("uvicorn.error")  # uvicorn prints what is logged here
 
-# The newest id while a copy fills a database (``cli.py copy``). An app that was not stopped could
-# then add one more user, but none between those that come with their ids. (It is not ID_MAX because
-# MySQL stores the next id, which must be valid, too.)
-UNFINISHED = ID_MAX - 1
+# The newest id is at least this while a copy fills a database (``cli.py copy``). Each copy takes
+# another one as its mark. An app that was not stopped adds users after those that come with their
+# ids, and the copy notices.
+UNFINISHED = ID_MAX - 2**32
 
 
 class NotFound(Exception):
@@ -135,18 +135,21 @@ class UserStore(Protocol):
     async def ping(self) -> None:
         """Ask the database for users."""
 
-    async def restore(self, users: Sequence[UserRead]) -> None:
-        """Store users as they are, with their ids, times and versions; ``last_id`` comes after.
+    async def restore(self, users: Sequence[UserRead], gone: Sequence[int], last_id: int) -> None:
+        """Delete users, and store others as they are, with their ids, times and versions.
 
-        Raises EmailTaken, which names none, if an address or an id is taken. Then none of the
-        users are stored, or the first few of the list.
+        Raises StaleVersion if another id is the newest, or EmailTaken, which names none, if an
+        address or an id is taken. Then nothing is done.
         """
 
     async def last_id(self) -> int:
         """Return the newest id that was given, to deleted users too; 0 if none was."""
 
-    async def set_last_id(self, last_id: int) -> None:
-        """Let the next id be greater than this, which is at least that of every user."""
+    async def set_last_id(self, last_id: int, before: int) -> None:
+        """Let the next id be greater than this, which is at least that of every user.
+
+        Raises StaleVersion if ``before`` is not the newest id.
+        """
 
 
 class Pooled(Protocol):

@@ -10,7 +10,7 @@ not have.
 import asyncio
 import re
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -103,8 +103,6 @@ class MongoUserStore:
         self, new: Sequence[UserCreate], skip_taken: bool
     ) -> tuple[list[UserRead], list[str]]:
         """Insert all documents in a transaction; if one is rejected, ask which and start again."""
-        if not await self.has_transactions():
-            raise OperationFailure("a standalone server", NO_TRANSACTIONS)
         rows = await new_rows(new)
         first = {row["email_key"]: i for i, row in reversed([*enumerate(rows)])}
         taken = {i for i, row in enumerate(rows) if first[row["email_key"]] != i}
@@ -117,9 +115,7 @@ class MongoUserStore:
                 new_document(first_id + i, row) for i, row in enumerate(rows) if i not in taken
             ]
             try:
-                with pymongo.timeout(4):  # otherwise it retries for two minutes
-                    async with self.client.start_session() as session:
-                        await session.with_transaction(partial(self.insert, documents))
+                await self.transact(partial(self.insert, documents))
             except BulkWriteError as error:
                 if not is_conflict(error):
                     raise
@@ -133,6 +129,16 @@ class MongoUserStore:
         """Insert documents in the session's transaction."""
         if documents:
             await self.users.insert_many(documents, session=session)
+
+    async def transact(
+        self, work: Callable[[AsyncClientSession], Awaitable[None]], seconds: float = 4
+    ) -> None:
+        """Do something in a transaction."""
+        if not await self.has_transactions():
+            raise OperationFailure("a standalone server", NO_TRANSACTIONS)
+        with pymongo.timeout(seconds):  # otherwise it retries for two minutes
+            async with self.client.start_session() as session:
+                await session.with_transaction(work)
 
     async def find_taken(self, places: dict[str, int]) -> set[int]:
         """Return the places of those keys that documents in the collection have."""
@@ -210,13 +216,22 @@ class MongoUserStore:
             raise AutoReconnect("not set up yet")  # it was unreachable when the app started
 
     @verb
-    async def restore(self, users: Sequence[UserRead]) -> None:
-        """Insert documents in this order, up to the first one that is rejected."""
+    async def restore(self, users: Sequence[UserRead], gone: Sequence[int], last_id: int) -> None:
+        """Delete and insert documents in a transaction, which changes the counter's too."""
         documents = [
             new_document(user.id, {field: getattr(user, field) for field in SEEN}) for user in users
         ]
+
+        async def work(session: AsyncClientSession) -> None:
+            # A change: otherwise the transaction would not rule out that another copy takes over.
+            counter = {"_id": "users", "last": last_id}, {"$inc": {"batches": 1}}
+            if not (await self.counters.update_one(*counter, session=session)).matched_count:
+                raise StaleVersion("counter")
+            await self.users.delete_many({"_id": {"$in": [*gone]}}, session=session)
+            await self.insert(documents, session)
+
         try:
-            await self.users.insert_many(documents)
+            await self.transact(work, 60)
         except BulkWriteError as error:
             raise (EmailTaken([]) if is_conflict(error) else error) from None
 
@@ -227,9 +242,11 @@ class MongoUserStore:
         return int(counter["last"]) if counter else 0
 
     @verb
-    async def set_last_id(self, last_id: int) -> None:
+    async def set_last_id(self, last_id: int, before: int) -> None:
         """Set the counter."""
-        await self.counters.update_one({"_id": "users"}, {"$set": {"last": Int64(last_id)}})
+        counter = {"_id": "users", "last": before}, {"$set": {"last": Int64(last_id)}}
+        if not (await self.counters.update_one(*counter)).matched_count:
+            raise StaleVersion("counter")
 
     @verb
     async def start(self) -> None:

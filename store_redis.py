@@ -92,6 +92,13 @@ local function add(id)
   redis.call('ZADD', 'roster:ids', 0, of_id)
   redis.call('ZADD', 'roster:names', 0, of_name)
 end
+local function remove(id)
+  local user, of_id, of_name = 'roster:user:' .. id, members(id)
+  redis.call('HDEL', 'roster:emails', redis.call('HGET', user, 'email_key') or '')
+  redis.call('ZREM', 'roster:ids', of_id)
+  redis.call('ZREM', 'roster:names', of_name)
+  redis.call('DEL', user)
+end
 """
 # ARGV: "skip" or "fail", how many texts a user has, the last id after which there are just enough;
 # then for each user its email_key, and fields and their values.
@@ -195,27 +202,31 @@ end
 return read(id)
 """
 REMOVE = rf"""{LOOK}
-redis.call('HDEL', 'roster:emails', email_key)
-redis.call('ZREM', 'roster:ids', of_id)
-redis.call('ZREM', 'roster:names', of_name)
-redis.call('DEL', user)
+remove(id)
 return 'removed'
 """
-# ARGV: how many texts a user has; then for each user the id in 19 digits, its email_key, and fields
-# and their values.
+# ARGV: the newest id, how many ids to remove, how many texts a user has; the ids in 19 digits; then
+# for each user the id, its email_key, and fields and their values. An address is free only from the
+# next call on.
 RESTORE = r"""
-local wide = tonumber(ARGV[1])
-for i = 2, #ARGV, wide do
+if (redis.call('GET', 'roster:last_id') or '0') ~= ARGV[1] then return 'stale' end
+local first, wide = 4 + ARGV[2], tonumber(ARGV[3])
+for i = first, #ARGV, wide do
   if redis.call('EXISTS', 'roster:user:' .. ARGV[i]) == 1
     or redis.call('HEXISTS', 'roster:emails', ARGV[i + 1]) == 1 then return 'taken' end
 end
-for i = 2, #ARGV, wide do
+for i = 4, first - 1 do remove(ARGV[i]) end
+for i = first, #ARGV, wide do
   local id = ARGV[i]
   write(id, i + 2, i + wide - 1)
   redis.call('HSET', 'roster:emails', ARGV[i + 1], id)
   add(id)
 end
 return false
+"""
+SET_LAST_ID = """
+if (redis.call('GET', 'roster:last_id') or '0') ~= ARGV[1] then return 'stale' end
+redis.call('SET', 'roster:last_id', ARGV[2])
 """
 # Release 1.0.0 had ids alone in ``roster:by_id``, and names with ids in ``roster:by_name``. ARGV of
 # CONVERT: for each user the id in 19 digits, its version, email_key and search_key.
@@ -393,13 +404,14 @@ class RedisUserStore:
         await self.page(UserQuery(sort="name"), 1)
 
     @verb
-    async def restore(self, users: Sequence[UserRead]) -> None:
+    async def restore(self, users: Sequence[UserRead], gone: Sequence[int], last_id: int) -> None:
         """Let the script look whether ids and addresses are free, and store the users."""
         rows = [new_row(User, {field: getattr(user, field) for field in FIELDS}) for user in users]
         texts = [[f"{row['id']:019}", row["email_key"], *to_texts(row)] for row in rows]
-        args = [text for each in texts for text in each]
-        if await self.run(RESTORE, len(texts[0]), *args):
-            raise EmailTaken([])
+        args = [*(f"{each:019}" for each in gone), *(text for each in texts for text in each)]
+        said = await self.run(RESTORE, last_id, len(gone), len(texts[0]) if texts else 1, *args)
+        if said:
+            raise StaleVersion("counter") if said == "stale" else EmailTaken([])
 
     @verb
     async def last_id(self) -> int:
@@ -407,9 +419,10 @@ class RedisUserStore:
         return int(await reading(self.redis.get, "roster:last_id") or 0)
 
     @verb
-    async def set_last_id(self, last_id: int) -> None:
-        """Set the counter."""
-        await self.redis.set("roster:last_id", last_id)
+    async def set_last_id(self, last_id: int, before: int) -> None:
+        """Let the script compare the counter, and set it."""
+        if await self.run(SET_LAST_ID, before, last_id):
+            raise StaleVersion("counter")
 
     async def start(self) -> None:
         """Warn if Redis is set up to lose what it has acknowledged."""

@@ -12,7 +12,7 @@ from itertools import starmap
 from operator import ge, gt, le, lt
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Select, bindparam, func, insert, select
+from sqlalchemy import ColumnElement, Select, bindparam, delete, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -107,18 +107,15 @@ class SQLUserStore:
             rows = await fetch(self.session, select_page(*shape(query), near=True), values)
             if len(rows) == limit:
                 return [*starmap(UserRow, rows)]
-        rows = await fetch(
-            self.session, select_page(*shape(query)), values, expensive=query.expensive
-        )
+        statement = select_page(*shape(query))
+        rows = await fetch(self.session, statement, values, expensive=query.expensive)
         return [*starmap(UserRow, rows)]
 
     @verb
     async def count(self, query: UserQuery) -> int:
         """Count rows; the more match, the longer it takes."""
-        statement = select_count(*shape(query))
-        [(count,)] = await fetch(
-            self.session, statement, parameters(query), expensive=query.expensive
-        )
+        statement, values = select_count(*shape(query)), parameters(query)
+        [(count,)] = await fetch(self.session, statement, values, expensive=query.expensive)
         return int(count)
 
     @verb
@@ -127,16 +124,14 @@ class SQLUserStore:
     ) -> UserRead:
         """Lock the row, compare the version, update."""
         user = await get_for_update(self.session, User, user_id, if_match)
-        if fields := update.model_dump():
-            user.sqlmodel_update(fields)
-            try:
-                await self.session.flush()
-                changed = to_user(user.model_dump())
-                await self.session.commit()
-            except IntegrityError as error:
-                raise email_taken(error) from None
-            return changed
-        return to_user(user.model_dump())
+        user.sqlmodel_update(update.model_dump())
+        try:
+            await self.session.flush()
+            changed = to_user(user.model_dump())
+            await self.session.commit()
+        except IntegrityError as error:
+            raise email_taken(error) from None
+        return changed
 
     @verb
     async def remove(self, user_id: int, if_match: Collection[int] | None) -> None:
@@ -151,11 +146,14 @@ class SQLUserStore:
             await fetch(self.session, ANY_ROW, primary=primary)
 
     @verb
-    async def restore(self, users: Sequence[UserRead]) -> None:
-        """Insert rows, ids and all."""
+    async def restore(self, users: Sequence[UserRead], gone: Sequence[int], last_id: int) -> None:
+        """Delete rows and insert rows, ids and all."""
+        await self.hold(last_id)
+        await self.session.exec(delete(USERS).where(row_id.in_(gone)))
         rows = [new_row(User, {name: getattr(user, name) for name in FIELDS}) for user in users]
         try:
-            await (await self.session.connection()).execute(INSERT, rows)
+            if rows:
+                await self.session.exec(INSERT, params=rows)
             await self.session.commit()
         except IntegrityError as error:
             raise (EmailTaken([]) if is_conflict(error) else error) from None
@@ -166,9 +164,14 @@ class SQLUserStore:
         return await get_last_id(self.session, USERS)
 
     @verb
-    async def set_last_id(self, last_id: int) -> None:
-        """Set the counter."""
+    async def set_last_id(self, last_id: int, before: int) -> None:
+        await self.hold(before)
         await set_last_id(self.session, USERS, last_id)
+
+    async def hold(self, last_id: int) -> None:
+        """Lock the counter until the transaction ends. Raises StaleVersion."""
+        if await get_last_id(self.session, USERS, lock=True) != last_id:
+            raise StaleVersion("counter")
 
 
 async def get_for_update(
@@ -263,6 +266,5 @@ def parameters(query: UserQuery) -> dict[str, Any]:
         values["email_key"] = fold_email(query.email)
     if after := query.after:
         values |= {"after_id": after.id, "after_key": fold(after.name)}
-    for i, word in enumerate(query.words):
-        values[f"word{i}"] = "%" + re.sub("[/%_]", r"/\g<0>", word) + "%"
-    return values
+    words = ("%" + re.sub("[/%_]", r"/\g<0>", word) + "%" for word in query.words)
+    return values | {f"word{i}": word for i, word in enumerate(words)}

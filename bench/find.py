@@ -78,7 +78,7 @@ async def measure(url: str, rows: int, table: Table, label: str) -> dict[str, fl
     chance = random.Random(1)
     for first in range(1, rows + 1, BATCH):
         async with open_store(backend) as store:
-            await store.restore(users(first, chance))
+            await store.restore(users(first, chance), [], await store.last_id())
     for what, q in (("common", "ada"), ("rare", f"{rows - 7}@"), ("none", "zzz")):
         for sort in ("id", "name"):
             query = UserQuery.model_validate({"q": q, "sort": sort})

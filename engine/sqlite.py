@@ -5,14 +5,14 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
-from weakref import ref
+from weakref import WeakSet, ref
 
 from sqlalchemy import URL, Engine, event
 from sqlalchemy.dialects import registry
@@ -31,6 +31,7 @@ READER = ("query_only=ON", "wal_autocheckpoint=0")
 BUDGET = 0.003  # seconds of a statement on the loop
 STEPS = 1000  # of SQLite's machine, some 20 microseconds, after which it looks at the clock
 PATIENCE = 5  # seconds for a lock of another process
+LOG_MAX = 2**24  # bytes of the write-ahead log
 OPTIONS: dict[str, Any] = {"timeout": 0}
 # Python begins no transactions (9).
 OPTIONS |= {"autocommit": True} if sys.version_info >= (3, 12) else {"isolation_level": None}
@@ -44,12 +45,15 @@ class Connection(sqlite3.Connection):
     """A connection whose methods block, as SQLAlchemy expects, but only their greenlet."""
 
     writing: ClassVar["set[Connection]"] = set()  # SQLAlchemy believes that a transaction is open
+    opened: ClassVar["WeakSet[Connection]"] = WeakSet()
+    files: Mapping[str, os.stat_result] = {}
     running: asyncio.Future[Any] | None = None  # in the thread
     first_busy = last_busy = 0.0
+    log_max = LOG_MAX  # beyond which this writer waits for readers
     failure: sqlite3.Error | None = None  # that undid the transaction
 
-    def set_up(self, dialect: "Dialect", writes: bool) -> None:
-        self.dialect, self.writes = dialect, writes
+    def set_up(self, path: str, writes: bool) -> None:
+        self.path, self.writes = path, writes
         self.thread = ThreadPoolExecutor(1, "sqlite")
 
     def cursor(self, *_: Any) -> "Cursor":  # type: ignore[override]  # it makes no other kind
@@ -61,7 +65,8 @@ class Connection(sqlite3.Connection):
 
     def begin(self) -> None:
         if self.writes:  # it takes the lock before it reads what it will change (8)
-            self.dialect.check_file()
+            self.look()
+            self.reset_log()
             self.retry(lambda: self.send("BEGIN IMMEDIATE"))
             self.failure = None
             self.writing.add(self)
@@ -73,6 +78,7 @@ class Connection(sqlite3.Connection):
                 self.retry(lambda: self.in_thread(lambda: self.send("COMMIT")))
             finally:  # after a COMMIT that failed, SQLite is still in the transaction
                 self.rollback()
+            self.look()  # what is acknowledged is in a log that a crash leaves
 
     def rollback(self) -> None:
         self.writing.discard(self)
@@ -85,6 +91,7 @@ class Connection(sqlite3.Connection):
             if self.in_transaction:
                 self.send("ROLLBACK")  # (7)
             super(Connection, self).close()
+            self.files = {}
 
         self.writing.discard(self)
         closing = self.thread.submit(work)
@@ -92,11 +99,32 @@ class Connection(sqlite3.Connection):
         if in_greenlet():  # otherwise the garbage collector calls
             await_(asyncio.wait([asyncio.wrap_future(closing)]))
 
+    def look(self) -> None:
+        """Raise an error if a file is gone; save what only a deleted log has (12)."""
+        try:
+            check_files(self.files)
+        except sqlite3.Error:
+            if in_greenlet() and not all(map(os.path.exists, self.files)):
+                self.in_thread(lambda: self.send("PRAGMA wal_checkpoint"))
+            raise
+
+    def reset_log(self) -> None:
+        """Wait until no reader uses a log that is too long, and empty it (14)."""
+        log = [file for file in self.files if file.endswith("-wal")]
+        deadline = time.monotonic() + PATIENCE
+        while (size := sum(map(os.path.getsize, log))) > self.log_max:
+            self.in_thread(lambda: self.send("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+            await_(asyncio.sleep(0.01))
+            if time.monotonic() > deadline:  # another program reads: leave it alone for some time
+                self.log_max = size + LOG_MAX
+        if size <= LOG_MAX:
+            self.log_max = LOG_MAX
+
     def check(self) -> None:
-        """Raise an error if the file is gone (12) or SQLite has undone the transaction (5)."""
-        if not self.writes:
-            self.dialect.check_file()
-        elif self in self.writing and not self.in_transaction:
+        """Raise an error if a file is gone, or SQLite has undone the transaction (5)."""
+        if self not in self.writing:
+            self.look()
+        elif not self.in_transaction:
             raise self.failure or sqlite3.OperationalError("the transaction is over")
 
     def perform(self, sql: str, work: Callable[[], Any]) -> Any:
@@ -163,6 +191,17 @@ class Connection(sqlite3.Connection):
             running.exception()  # retrieved; being cancelled comes first
             raise cancelled
         return running.result()
+
+
+def check_files(files: Mapping[str, os.stat_result]) -> None:
+    """Raise SQLite's own error for it if a file is gone, or another one is there (12)."""
+    for path, opened in files.items():
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), opened):
+                continue
+        error = sqlite3.OperationalError(f"{path} was deleted, moved away or replaced")
+        error.sqlite_errorname = "SQLITE_READONLY_DBMOVED"
+        raise error
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -316,32 +355,29 @@ class Dialect(SQLiteDialect_pysqlite):
     supports_statement_cache = True
     is_async = True
     has_terminate = True
-    path = ""
-    file: os.stat_result | None = None  # that the first connection has found there
+    files: Mapping[str, os.stat_result] = {}  # the database, as the first connection found it
 
-    def connect(self, *args: Any, writes: bool, **options: Any) -> Any:
-        self.check_file()  # or SQLite might make the file again, after all
-        connection = sqlite3.connect(*args, factory=Connection, **(options | OPTIONS))
-        connection.set_up(self, writes)
+    def connect(self, path: str, writes: bool, **options: Any) -> Any:
+        # Or SQLite might make a file again, after all, and then use two logs.
+        for files in (self.files, *(each.files for each in Connection.opened if each.path == path)):
+            check_files(files)
+        with suppress(OSError):  # a new database is its owner's alone
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
+        connection = sqlite3.connect(path, factory=Connection, **(options | OPTIONS))
+        connection.set_up(path, writes)
         try:
             for pragma in WRITER if writes else READER:
                 connection.cursor().execute(f"PRAGMA {pragma}")
-            if not self.file:
-                self.path = connection.send("PRAGMA database_list").fetchone()[2]
-                self.file = os.stat(self.path)
+            connection.send("PRAGMA schema_version").fetchone()  # which opens all of the files
+            file = connection.send("PRAGMA database_list").fetchone()[2]
+            self.files = self.files or {file: os.stat(file)}
+            found = filter(os.path.exists, (file, f"{file}-wal", f"{file}-shm"))
+            connection.files = {each: os.stat(each) for each in found}
+            connection.opened.add(connection)
         except BaseException:
             connection.close()
             raise
         return connection
-
-    def check_file(self) -> None:
-        """Raise SQLite's own error for it if the file is gone, or another one is there (12)."""
-        with suppress(FileNotFoundError):
-            if not self.file or os.path.samestat(os.stat(self.path), self.file):
-                return
-        error = sqlite3.OperationalError(f"{self.path} was deleted, moved away or replaced")
-        error.sqlite_errorname = "SQLITE_READONLY_DBMOVED"
-        raise error
 
     def do_begin(self, dbapi_connection: Any) -> None:
         dbapi_connection.begin()  # elsewhere, SQLAlchemy leaves it to the driver

@@ -83,11 +83,18 @@ def stamp(connection: Connection, revision: str) -> None:
     connection.execute(insert(STAMP), {"version_num": revision})
 
 
-async def get_last_id(session: AsyncSession, table: Table) -> int:
-    """Return the newest id that a table gave, to deleted rows too; 0 if none."""
+async def get_last_id(session: AsyncSession, table: Table, lock: bool = False) -> int:
+    """Return the newest id that a table gave, to deleted rows too; 0 if none.
+
+    ``lock`` makes others that would lock it wait until the transaction, which ends here otherwise.
+    """
     connection = await session.connection()
+    if lock:  # a row, because PostgreSQL's counters, and MySQL's, are in no transaction
+        await connection.execute(select(STAMP.c.version_num).with_for_update())
     statement = sql(LAST_ID[connection.dialect.name].format(table.name))
     row = (await connection.execute(statement)).first()
+    if not lock:
+        await session.commit()
     if row and connection.dialect.name == "mysql":
         found = re.search(r"AUTO_INCREMENT=(\d+)", row[1])
         return int(found[1]) - 1 if found else 0

@@ -120,8 +120,8 @@ def test_start_waits_its_turn_when_the_app_serves_already(backend: Any) -> None:
             for _ in range(5):  # as after an outage
                 await start(backend)
             now = utc_now()
-            await store.restore([UserRow(1, "Ada", "ada@example.com", now, now, 1)])
-            await store.set_last_id(1)
+            await store.restore([UserRow(1, "Ada", "ada@example.com", now, now, 1)], [], 0)
+            await store.set_last_id(1, 0)
         finally:
             started.set()
             await serving

@@ -581,6 +581,45 @@ def test_delete_is_done_when_the_page_is_left(client: httpx.Client, page: Page) 
 
 
 @on_sqlite
+def test_name_of_the_other_direction_leaves_the_sentence_around_it_alone(
+    client: httpx.Client, page: Page
+) -> None:
+    def order(place: str) -> list[str]:
+        """Return the words of a sentence from left to right, as they are drawn."""
+        expect(page.locator(place)).to_contain_text(name)
+        found: list[list[Any]] = page.locator(place).evaluate(
+            """(sentence) => {
+                const walk = document.createTreeWalker(sentence, NodeFilter.SHOW_TEXT);
+                const found = [];
+                while (walk.nextNode()) {
+                    const range = document.createRange();
+                    for (const word of walk.currentNode.data.matchAll(/\\S+/g)) {
+                        range.setStart(walk.currentNode, word.index);
+                        range.setEnd(walk.currentNode, word.index + word[0].length);
+                        found.push([range.getBoundingClientRect().left, word[0]]);
+                    }
+                }
+                return found;
+            }"""
+        )
+        return [word for _, word in sorted(found)]
+
+    name = "דוד (2)"
+    shown_name = ["(2)", "דוד"]
+    ada = add(client, name)
+    page.reload()
+    act(page, "Edit", name).click()
+    assert order("#editor-title") == ["Edit", *shown_name]
+    page.keyboard.press("Escape")
+    act(page, "Delete", name).click()
+    assert order("#undo div > span") == [*shown_name, "is", "deleted."]
+    client.patch(f"/users/{ada['id']}", json={"email": "x@example.com"}).raise_for_status()
+    page.evaluate("async () => (await import('./remove.js')).flush()")
+    expect(page.locator("#undo div > span")).to_contain_text("is not deleted.")
+    assert order("#undo div > span")[:5] == [*shown_name, "is", "not", "deleted."]
+
+
+@on_sqlite
 def test_person_changed_meanwhile_is_not_deleted(client: httpx.Client, page: Page) -> None:
     user = add(client, "Ada")
     page.clock.install()

@@ -1,7 +1,7 @@
 // Adding and editing an item, in a form made of the table's fields. The rules are the API's: it is asked, and its refusal is put in
 // words beside the field.
 
-import { byId, call, caller, deleting, drop, element, focusOn, listOf, minute, redraw, settle, table, tell, titleOf } from "./roster.js";
+import { byId, call, caller, deleting, drop, element, focusOn, listOf, minute, named, redraw, settle, table, tell } from "./roster.js";
 import { inWords, labelOf, nameOf, others, text } from "./tables.js";
 
 const editor = byId("editor");
@@ -96,7 +96,7 @@ export function edit(item) {
   close();
   before = item;
   warned = false;
-  byId("editor-title").textContent = item ? `${caller.writes ? "Edit " : ""}${titleOf(item)}` : `Add a ${table.one}`;
+  byId("editor-title").replaceChildren(...(item ? [caller.writes ? "Edit " : "", named(item)] : [`Add a ${table.one}`]));
   byId("changed").textContent = item?.updated_at ? `Changed ${minute(item.updated_at)}` : "";
   byId("save").hidden = !caller.writes;
   byId("cancel").textContent = caller.writes ? "Cancel" : "Close";
@@ -152,7 +152,7 @@ function show(item) {
   redraw(item);
   close();
   focusOn(item.id);
-  tell(`${titleOf(item)} is saved.`);
+  tell(named(item), " is saved.");
 }
 async function recover(error, body, signal) {
   const same = (item) => item && Object.entries(body).every(([name, value]) => item[name] === (value?.trim?.() ?? value));

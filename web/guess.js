@@ -195,7 +195,7 @@ const ADDRESS = /[^\s<>()[\]"',;:|@]+@[^\s<>()[\]"',;:|@]+\.[^\s<>()[\]"',;:|@.]
 const INVISIBLE = /[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g;
 /** Return a cell on one line, without what a spreadsheet or an export puts around it. */
 const tidy = (text) =>
-  text.slice(0, 9000).replace(INVISIBLE, "").replace(/^="(.*)"$/, "$1").replace(/^'(?='*[=+\-@＝＋－＠])/, "").replace(/\s+/g, " ").trim();
+  text.slice(0, 9000).replace(INVISIBLE, "").replace(/^="(.*)"$/, "$1").replace(/(?:^|(?<=[;\t\r\n]))'(?=['"]*[=+\-@＝＋－＠])/g, "").replace(/\s+/g, " ").trim();
 /** Return the first address in a text, or else the text. */
 function toAddress(text) {
   const at = text.replace(/[\u200c\u200d]/g, "").replace(/ ?[[({] ?(at|@) ?[\])}] ?/gi, "@").replace(/ ?[[({] ?(dot|\.) ?[\])}] ?/gi, ".");

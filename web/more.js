@@ -13,14 +13,14 @@ export function drawHeader() {
   byId("import").hidden = !table.takes("bulk");
   byId("export").hidden = !table.takes("export");
   const out = element("button", { className: "plain", "data-do": "signOut" }, "Sign out");
-  byId("me").replaceChildren(element("b", {}, caller.name), caller.writes ? " " : " (read only) ", out);
+  byId("me").replaceChildren(element("b", { dir: "auto" }, caller.name), caller.writes ? " " : " (read only) ", out);
   byId("me").hidden = !token;
 }
-export function report(text) {
+export function report(...words) {
   const close = element("button", { "data-do": "closeReport" }, "Close");
-  byId("undo").append(element("div", {}, element("span", { dir: "auto" }, text), close));
+  byId("undo").append(element("div", {}, element("span", {}, words), close));
   byId("undo").hidden = false;
-  tell(text);
+  tell(...words.map((part) => part.textContent ?? part));
 }
 export function closeReport(_, { target }) {
   target.parentElement.remove();
@@ -51,9 +51,9 @@ export function askForToken() {
   });
   return asking;
 }
-/** Return a CSV file that spreadsheets open right: with a byte order mark, and no cell that they compute. */
+/** Return a CSV file that spreadsheets open right: with a byte order mark, and no cell that they compute (export.py has the rule). */
 export function csv(titles, rows) {
-  const safe = (value) => `"${String(value ?? "").replace(/^(?='*[=+\-@＝＋－＠\t])/, "'").replaceAll('"', '""')}"`;
+  const safe = (value) => `"${String(value ?? "").replace(/(?:^|(?<=[;\t\r\n]))(?=['"]*[=+\-@＝＋－＠])/g, "'").replaceAll('"', '""')}"`;
   return new Blob(["\ufeff", ...[titles, ...rows].map((cells) => `${cells.map(safe)}\r\n`)], { type: "text/csv" });
 }
 export function download(name, blob) {

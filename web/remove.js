@@ -2,14 +2,14 @@
 // of all; and after a crash a row is there that can be deleted again, not gone that was wanted.
 
 import { report, showPicked } from "./more.js";
-import { byId, call, count, deleting, drop, element, find, focusOn, headers, many, picked, table, tell, titleOf, visible } from "./roster.js";
+import { byId, call, count, deleting, drop, element, find, focusOn, headers, many, named, picked, table, tell, visible } from "./roster.js";
 
 const UNDO_SECONDS = 8;
 const notice = byId("undo");
 let open = []; // those that can still be undone
 let timer;
 let sending = Promise.resolve();
-const said = (items) => (items.length === 1 ? `${titleOf(items[0])} is` : many(items.length));
+const said = (items) => (items.length === 1 ? [named(items[0]), " is"] : [many(items.length)]);
 export function remove(...given) {
   const items = given.filter((item) => item?.id && !deleting.has(String(item.id)));
   if (!items.length) return;
@@ -28,13 +28,13 @@ export function remove(...given) {
   showPicked();
   (next?.querySelector(".remove") ?? notice.querySelector("button")).focus({ preventScroll: true });
   start();
-  tell(`${said(open)} deleted. Control Z undoes it.`);
+  tell(...said(open), " deleted. Control Z undoes it.");
 }
 function draw() {
   const focused = notice.contains(document.activeElement);
   notice.querySelector(".undo")?.remove();
   const undo = element("button", { onclick: () => keep(open) }, open.length === 1 ? "Undo" : "Undo all");
-  if (open.length) notice.append(element("div", { className: "undo" }, element("span", { dir: "auto" }, `${said(open)} deleted.`), undo));
+  if (open.length) notice.append(element("div", { className: "undo" }, element("span", {}, said(open), " deleted."), undo));
   notice.hidden = !notice.childElementCount;
   if (focused) (notice.querySelector("button") ?? byId("top")).focus();
   count();
@@ -52,7 +52,7 @@ function keep(items) {
   draw();
   start();
   focusOn(items.at(-1).id);
-  tell(`${said(items)} kept.`);
+  tell(...said(items), " kept.");
 }
 /** Delete now those that wait; return when they and those on their way are done. */
 export function flush() {
@@ -67,7 +67,7 @@ async function send(item) {
   } catch (error) {
     if (error.status !== 404) {
       keep([item]);
-      return report(`${titleOf(item)} is not deleted. ${error.status === 412 ? `This ${table.one} has changed since you saw it.` : error.message}`);
+      return report(named(item), ` is not deleted. ${error.status === 412 ? `This ${table.one} has changed since you saw it.` : error.message}`);
     }
   }
   deleting.delete(String(item.id));

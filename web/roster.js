@@ -11,7 +11,7 @@ export function element(tag, properties = {}, ...children) {
 /** Show what is wrong for now, in the page and in each dialog: any of them may be on top. */
 const warn = (text) => document.querySelectorAll(".problem").forEach((place) => (place.textContent = text));
 /** Announce to a screen reader what the screen shows. */
-export const tell = (text) => (byId("news").textContent = text);
+export const tell = (...words) => byId("news").replaceChildren(...words);
 export const number = (n) => n.toLocaleString("en");
 export const many = (n) => `${number(n)} ${n === 1 ? table.one : table.many}`;
 const DAY = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium" });
@@ -95,7 +95,7 @@ async function fetchModule(name, again) {
     return fetchModule(name, `?${Date.now()}`).finally(() => warn(""));
   }
 }
-const report = async (text) => (await need("more")).report(text);
+const report = async (...words) => (await need("more")).report(...words);
 /** Send the deletions that wait for their undo. */
 export const settle = async () => deleting.size && (await need("remove")).flush();
 /** The table that the page shows. Users are drawn before the API's description of any table is here. */
@@ -111,6 +111,8 @@ let sought = ""; // what the list shows, as a query
 export const find = (id) => drawn.get(String(id))?.node;
 export const visible = () => [...list.querySelectorAll("[data-id]:not([hidden])")];
 export const titleOf = (item) => String(item[table.title] ?? "").trim() || `#${item.id}`;
+/** Return an item's title for a sentence, whose direction it leaves alone. */
+export const named = (item) => element("bdi", {}, titleOf(item));
 export const focusOn = (id) => (find(id)?.querySelector(".name") ?? byId("top")).focus();
 /** Return a path with parameters, of which the empty ones are left out. */
 export const listOf = (path, given) => `${path}?${new URLSearchParams(Object.entries(given).filter(([, value]) => value))}`;

@@ -359,7 +359,7 @@ def test_4_quick_reader_begins_without_a_budget(
 
     async def test(engines: Database) -> None:
         await engines.read(text("SELECT * FROM t"), {})
-        monkeypatch.setattr(driver_module.Dialect, "check_file", slow_disk)
+        monkeypatch.setattr(driver_module, "check_files", slow_disk)
         await engines.read(text("SELECT tick()"), {})
         assert ticks == ["MainThread"]
         assert not driver_module.slow
@@ -865,3 +865,40 @@ def test_process_ends_though_nobody_closed_anything(file: Path) -> None:
         command, cwd=file.parent, env={"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=120
     )
     assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_14_readers_that_overlap_do_not_keep_the_log_from_being_emptied(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_module, "PATIENCE", 60)  # seconds, for a machine that is busy
+
+    async def test(writer: AsyncEngine, reader: AsyncEngine) -> None:
+        sql = (
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)"
+            " SELECT count(*), (SELECT count(*) FROM t) FROM n"
+        )
+        sizes: list[int] = []
+        under_way = 0
+        overlapped = asyncio.Event()
+
+        async def read() -> None:
+            """Read again and again; each time, wait until another reader is in a statement."""
+            nonlocal under_way
+            while len(sizes) < 60:
+                async with reader.connect() as reading:
+                    under_way += 1
+                    await reading.execute(text(sql))
+                    under_way -= 1
+                if under_way:
+                    overlapped.set()
+
+        readers = [asyncio.create_task(read()) for _ in range(3)]
+        for _ in range(60):
+            async with writer.begin() as writing:
+                await writing.execute(text("INSERT INTO t VALUES (zeroblob(1000000))"))
+            sizes.append(Path(f"{file}-wal").stat().st_size)
+        await asyncio.gather(*readers)
+        assert overlapped.is_set()
+        assert driver_module.LOG_MAX < max(sizes) < driver_module.LOG_MAX + 4_000_000
+
+    run(file, test)

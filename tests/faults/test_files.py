@@ -65,6 +65,22 @@ def move(file: Path) -> None:
     file.parent.rename(file.parent.with_name("elsewhere"))
 
 
+def remove_log(file: Path) -> None:
+    """Delete what SQLite has not moved into the file yet."""
+    Path(f"{file}-wal").unlink()
+
+
+def replace_log(file: Path) -> None:
+    """Put an empty log in its place."""
+    remove_log(file)
+    Path(f"{file}-wal").touch()
+
+
+def remove_index(file: Path) -> None:
+    """Delete the memory in which processes see each other's locks."""
+    Path(f"{file}-shm").unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "words"), [(garbage, "is not a SQLite database"), (cut, "is corrupt")]
 )
@@ -90,7 +106,9 @@ def test_file_that_is_read_only_is_named(file: Path, tmp_path: Path) -> None:
     assert file.read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", [garbage, cut, remove, replace, move])
+@pytest.mark.parametrize(
+    "damage", [garbage, cut, remove, replace, move, remove_log, replace_log, remove_index]
+)
 def test_file_that_is_damaged_while_it_is_open_is_503_and_not_made_anew(
     file: Path, tmp_path: Path, damage: Callable[[Path], None], record_property: Figures
 ) -> None:
@@ -118,4 +136,26 @@ def test_file_that_is_damaged_while_it_is_open_is_503_and_not_made_anew(
         printed = server.printed()
         assert "Traceback" not in printed
         assert f"the SQLite file {file}" in printed
-    assert (file.read_bytes() if file.exists() else None) == before
+    if not damage.__name__.endswith(("log", "index")):
+        assert (file.read_bytes() if file.exists() else None) == before
+
+
+@pytest.mark.parametrize("damage", [remove_log, remove_index])
+def test_user_that_was_acknowledged_outlives_its_log_and_the_process(
+    file: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    acknowledged = 0
+    with serve(f"sqlite:///{file}", tmp_path) as server:
+        for i in range(60):
+            if i == 30:
+                damage(file)
+            new = {"name": "x", "email": f"new{i}@example.com"}
+            answer = httpx.post(f"{server.url}/users/", json=new, verify=NO_TLS)
+            acknowledged += answer.status_code == 201
+        assert acknowledged == 30
+        assert "SQLITE_READONLY_DBMOVED" in server.printed()
+        server.process.kill()
+        server.process.wait()
+    with serve(f"sqlite:///{file}", tmp_path) as server:
+        answer = httpx.get(f"{server.url}/users/?limit=1&total=true", verify=NO_TLS)
+        assert answer.json()["total"] == 330

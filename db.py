@@ -84,14 +84,14 @@ async def get_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]
         yield session
 
 
-# scope="function" ends the session before the response is sent. With FastAPI's default, a client
-# would be told 201 before a commit that fails.
+# scope="function" ends the session, and commits, before the response is sent. With FastAPI's
+# default, a client would be told 201 before a commit that fails.
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 StreamSessionDep = Annotated[AsyncSession, Depends(get_session)]  # ends when all has been sent
 
 
 async def get_store(session: SessionDep) -> UserStore:
-    """Return the store of users: on SQL, it works in the session of the request."""
+    """Return the store of users: on SQL, one in the session; else it is the backend itself."""
     if isinstance(session, Session) and session.database is None:
         return cast(UserStore, get_backend())
     return SQLUserStore(session)

@@ -204,7 +204,7 @@ VERSION = re.compile("[1-9][0-9]{0,17}").fullmatch
 async def read_if_match(
     request: Request,
     if_match: Annotated[
-        str | None, Header(description='An ETag, like `"3"`: only if it still fits.')
+        str | None, Header(description='The ETag that you have, with its quotes, like `"3"`.')
     ] = None,
 ) -> Collection[int] | None:
     """Return the versions that an If-Match allows, None if any (RFC 9110, section 13.1.1).

@@ -39,7 +39,8 @@ class User(Versioned, UserBase, table=True):
         TABLE,  # options of SQLite and MySQL
     )
 
-    id: int = Field(default=None, primary_key=True, sa_type=RowId)  # the database gives it
+    # No "| None", since every row that was read has an id: the database gives it.
+    id: int = Field(default=None, primary_key=True, sa_type=RowId)
     name_key: str = key_of("name")
     email_key: str = key_of("email", by=fold_email)
     search_key: str = key_of("name", "email", by=search_key, server_default=text("''"))
@@ -56,7 +57,7 @@ class UserCreate(UserBase):
 
 @partial
 class UserUpdate(UserCreate):
-    """What a client sends to change a user: a field may be absent, but not null."""
+    """What a client sends to change a user: each field may be absent, and then stays."""
 
     model_config = {"json_schema_extra": {"examples": [{"name": "Rear Admiral Hopper"}]}}
 
@@ -86,8 +87,8 @@ class BulkResult(SQLModel):
     skipped: list[str]
 
 
-# What stores return: the same fields, but not validated again, because every row was validated
-# before it was stored.
+# What stores return as UserRead, UserPage and BulkResult: classes with the same fields, but not
+# validated again, because every row was validated before it was stored.
 FIELDS = fields_of(UserRead)
 UserRow = unvalidated(UserRead)
 PageOfRows = unvalidated(UserPage)

@@ -123,7 +123,7 @@ class Versioned(SQLModel):
     """The times and the version of a row.
 
     Every UPDATE and DELETE of an object ends in "AND version = ..." and an UPDATE adds one, so that
-    of two callers that change the same version, one fails instead of undoing the other's work.
+    of two transactions that change the same version, one fails instead of undoing the other's work.
     """
 
     @declared_attr.directive

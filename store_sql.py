@@ -141,7 +141,7 @@ class SQLUserStore:
 
     @verb
     async def ping(self) -> None:
-        """Select a row, with all columns, from the server for changes and from that for reads."""
+        """Select a row, with all columns, from the primary and from the replica."""
         for primary in (True, False):
             await fetch(self.session, ANY_ROW, primary=primary)
 
@@ -203,7 +203,7 @@ def select_page(
         position = past(row_id, bindparam("after_id"))
         if by_name:
             key: ColumnElement[str] = bindparam("after_key")
-            # The first says nothing new: it is the condition that an index can follow.
+            # The first follows from the second, but only the first can use an index.
             position = at_or_past(name_key, key) & (past(name_key, key) | position)
         found.append(position)
 
@@ -218,7 +218,7 @@ def select_page(
         rows = select(*(table[field] for field in FIELDS)).where(*has_words(words, table))
         rows = in_order(rows, table.name_key, table.id)
     else:
-        # With "" added, no index has this order.
+        # No index has this order, so a rare word does not lead along all of one.
         key = name_key.concat("") if words else name_key
         rows = in_order(READ.where(*found, *has_words(words)), key, row_id)
     return cast(Select[Any], rows.limit(bindparam("limit")))

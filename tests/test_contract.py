@@ -6,6 +6,7 @@ A new backend is one more line in ``databases.BACKENDS``; nothing here knows whi
 import csv
 import io
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
@@ -54,7 +55,8 @@ def fields(response: httpx.Response) -> list[list[str | int]]:
 
 def test_user_has_the_six_fields_of_the_contract_in_order(client: httpx.Client) -> None:
     user = add(client)
-    assert list(user) == ["id", "name", "email", "created_at", "updated_at", "version"]
+    # A field of your own comes after them.
+    assert list(user)[:6] == ["id", "name", "email", "created_at", "updated_at", "version"]
     assert list(client.get(f"/users/{user['id']}").json()) == list(user)
     assert list(client.get("/users/").json()["items"][0]) == list(user)
     assert list(client.patch(f"/users/{user['id']}", json={"name": "B"}).json()) == list(user)
@@ -663,7 +665,8 @@ def test_export_as_csv(client: httpx.Client, many: list[User]) -> None:
     assert response.headers["content-type"] == "text/csv; charset=utf-8"
     assert response.headers["content-disposition"] == 'attachment; filename="users.csv"'
     rows = list(csv.DictReader(io.StringIO(response.text)))
-    assert rows == [{key: str(value) for key, value in user.items()} for user in many]
+    cells = [{key: str(value or "") for key, value in user.items()} for user in many]
+    assert rows == cells
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "＝1+1", "=cmd|' /C calc'!A0"])
@@ -676,8 +679,8 @@ def test_export_as_csv_has_no_formulas(client: httpx.Client, name: str) -> None:
 
 def test_export_of_nobody(client: httpx.Client) -> None:
     assert client.get("/users/export").text == ""
-    header = "id,name,email,created_at,updated_at,version\r\n"
-    assert client.get("/users/export?format=csv").text == header
+    header = client.get("/users/export?format=csv").text
+    assert re.fullmatch(r"id,name,email,created_at,updated_at,version[\w,]*\r\n", header)
     assert client.get("/users/export?format=xml").status_code == 422
 
 

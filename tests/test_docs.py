@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, full, quick_on
+from conftest import FULL, ROOT, full, quick_on
 from databases import BACKENDS, Database
 
 DOCS = ROOT / "docs"
@@ -233,6 +233,9 @@ def test_field_that_is_added_is_everywhere(
         if database.url.startswith(("sqlite", "postgresql", "mysql")):
             for command in re.findall(r"^\$ (.*)$", page, re.MULTILINE):
                 run(*shlex.split(command, comments=True))
+        if FULL and database.url.startswith("sqlite"):
+            suite = [f"tests/test_{name}.py" for name in ("contract", "migrations", "models")]
+            run("pytest", "-q", "-p", "no:cacheprovider", "-k", "sqlite", *suite)
         run(sys.executable, "-W", "error", "-c", NEW_FIELD)
         before = run("python", "cli.py", "export", "--format=csv")
         run("python", "cli.py", "copy", url, other)

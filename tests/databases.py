@@ -413,6 +413,18 @@ def _folder(account: str, secret: str) -> Iterator[Path]:
         yield folder
 
 
+def send_to_family(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process and to those that it has started."""
+    pids = [pid]
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(status.read_text().rpartition(")")[2].split()[1]) == pid:
+                pids.append(int(status.parent.name))
+    for each in pids:
+        with suppress(ProcessLookupError):
+            os.kill(each, number)
+
+
 class Process:
     """A server's process, which a test may break and start again, on the same data.
 
@@ -473,14 +485,7 @@ class Process:
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the server and to the processes that it has started."""
         assert self.popen
-        pids = [self.popen.pid]
-        for status in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):
-                if int(status.read_text().rpartition(")")[2].split()[1]) == self.popen.pid:
-                    pids.append(int(status.parent.name))
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+        send_to_family(self.popen.pid, number)
 
     def freeze(self) -> None:
         """Let it stand still."""

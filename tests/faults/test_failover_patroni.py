@@ -143,10 +143,19 @@ class Cluster:
                 }
         return {}
 
+    def is_whole(self) -> bool:
+        """Return whether each has its role, and the leader agrees: etcd may be behind."""
+        roles = self.roles()
+        if roles.keys() != {"leader", "sync_standby", "replica"}:
+            return False
+        asked = "select count(*) from pg_stat_replication where state = 'streaming'"
+        with suppress(OSError, asyncpg.PostgresError):
+            return _ask_postgresql(roles["leader"].url, asked) == "2"
+        return False
+
     def wait_until_whole(self) -> dict[str, Machine]:
         """Wait until each has its role; return who has which."""
-        whole = {"leader", "sync_standby", "replica"}
-        wait_until(lambda: self.roles().keys() == whole, lambda: f"{self.roles()}", seconds=120)
+        wait_until(self.is_whole, lambda: f"{self.roles()}", seconds=120)
         return self.roles()
 
 
@@ -202,11 +211,12 @@ async def wait_for_promotion(*standbys: Machine) -> float:
 
     async def ask(url: str) -> float:
         connection = await asyncpg.connect(url, timeout=10)
-        while await connection.fetchval("select pg_is_in_recovery()"):
-            await asyncio.sleep(0.02)
-        promoted = time.monotonic()
-        await connection.close()
-        return promoted
+        try:
+            while await connection.fetchval("select pg_is_in_recovery()"):
+                await asyncio.sleep(0.02)
+            return time.monotonic()
+        finally:
+            connection.terminate()
 
     urls = [machine.url.render_as_string(hide_password=False) for machine in standbys]
     tasks = [asyncio.create_task(ask(url)) for url in urls]

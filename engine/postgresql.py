@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from engine.direct import Server, open_pools
 from engine.url import hosts
 
+ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 NOT_PREPARED = ("prepared_statement_cache_size", "0")  # as behind PgBouncer
 
 
@@ -57,39 +58,38 @@ def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
 async def connect_to_one(**options: Any) -> Any:
     """Connect to the host that has the right role. Raises errors of asyncpg.
 
-    Hosts are asked at once, and while one hangs, the others again: one may be promoted.
+    While one of several hangs, the others are asked again: one may be promoted.
     """
     role, several = options.get("target_session_attrs"), isinstance(options["host"], list)
-    if several and role == "prefer-standby":
-        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+    if role == "prefer-standby":
+        with suppress(*ERRORS):
             return await connect_to_one(**options | {"target_session_attrs": "standby"})
-        return await connect_to_one(**options | {"target_session_attrs": "primary"})
-    places = zip(options["host"], options["port"], strict=True) if several else []
-    asked = [options | {"host": host, "port": port} for host, port in places] or [options]
+        options["target_session_attrs"] = "primary"
+    hosts = [*zip(options["host"], options["port"], strict=True)] if several else []
+    asked = [options | {"host": host, "port": port} for host, port in hosts] or [options]
     refused = set[int]()
 
     async def ask(number: int) -> Any:
         while True:
             try:
                 return await asyncpg.connect(**asked[number])
-            except (OSError, asyncpg.PostgresError, asyncpg.InternalClientError):
+            except ERRORS:
                 refused.add(number)
                 if len(refused) == len(asked):
                     raise
                 await asyncio.sleep(0.5)
 
     tasks = [asyncio.create_task(ask(number)) for number in range(len(asked))]
-    first = None
     try:
-        [first, *_], _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        (first, *_), _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        tasks.remove(first)
         return first.result()
     except OSError as error:
         raise asyncpg.InterfaceError(type(error).__name__) from error
     finally:
         for task in tasks:
             task.cancel()
-            if task is not first:
-                task.add_done_callback(close)
+            task.add_done_callback(close)
 
 
 def close(task: asyncio.Task[Any]) -> None:

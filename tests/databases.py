@@ -348,7 +348,7 @@ def _mongo_client(url: URL) -> MongoClient[dict[str, Any]]:
 def _ask_mongodb(admin: URL) -> str:
     """Log in, and return the product and its version."""
     with _mongo_client(admin) as client:
-        built = client.server_info()
+        built = client["admin"].command("buildInfo")
     if "secantusVersion" in built:
         return f"SecantusDB {built['secantusVersion']}"
     return f"MongoDB {built['version']}"

@@ -155,7 +155,9 @@ def redis() -> Iterator[Database]:
                 raise Missing(
                     "TEST_REDIS_URL: somebody's data is in this database; give it another"
                 )
-            version = client.info("server")["redis_version"]
+            info = client.info("server")
+            valkey = info.get("valkey_version")  # redis_version is then the one that it is like
+            version = f"Valkey {valkey}" if valkey else f"Redis {info['redis_version']}"
 
         @contextmanager
         def new() -> Iterator[str]:
@@ -166,7 +168,7 @@ def redis() -> Iterator[Database]:
                 empty_redis(url)
 
         try:
-            yield Database(url, f"Redis {version}", new, absent="99", process=process)
+            yield Database(url, version, new, absent="99", process=process)
         finally:
             empty_redis(url)
 

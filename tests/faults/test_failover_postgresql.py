@@ -192,6 +192,8 @@ def test_prefer_standby_reads_from_the_primary_when_there_is_no_standby(
         _ask_postgresql(pair.standby_url, "select pg_wal_replay_pause()")
         path = client.post("/users/", json={"name": "A", "email": "a@a.org"}).headers["location"]
         assert client.get(path).status_code == 404
+        pair.standby.freeze()
+        wait_until(lambda: client.get(path).status_code == 200)
         pair.standby.kill()
         assert client.get(path).status_code == 200
 

@@ -1,15 +1,17 @@
 # run, test, lint: the three commands. Each makes .venv first if it is not there or is out of date.
 # faults breaks the app and its databases in all ways of tests/faults (make test: in the quick ones).
+# test-more runs the suite on Valkey and, with PYTHON=python3.13, on mongoeco, and says what it had.
 # bench measures, in a virtual environment of its own; bench-quick fails if speed was lost;
 # bench-scale with ten million rows. soak: SQLite in use for MINUTES.
 
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_VENV ?= .venv-bench
+MORE_VENV ?= .venv-more
 PORT ?= 8000
 MINUTES ?= 1
 
-.PHONY: run test test-quick lint faults bench bench-quick bench-scale soak
+.PHONY: run test test-quick test-more lint faults bench bench-quick bench-scale soak
 
 run: $(VENV)/run.stamp
 	$(VENV)/bin/uvicorn app:app --port $(PORT) --timeout-graceful-shutdown 10
@@ -22,6 +24,9 @@ test: $(VENV)/dev.stamp
 test-quick: $(VENV)/dev.stamp
 	$(VENV)/bin/pytest -n auto --max-worker-restart=0 --ignore=tests/test_web.py --ignore=tests/faults \
 		-k 'not postgresql and not mysql and not mongodb and not redis'
+
+test-more: $(MORE_VENV)/more.stamp
+	PYTHONPATH=.:tests $(MORE_VENV)/bin/python tests/more.py
 
 faults: $(VENV)/dev.stamp
 	FAULTS=1 $(VENV)/bin/pytest tests/faults -n 2 --max-worker-restart=0 -vv -o faulthandler_timeout=300
@@ -46,7 +51,7 @@ bench-scale: $(BENCH_VENV)/bench.stamp
 	$(BENCH_VENV)/bin/python bench/scale.py $(SCALE)
 	$(BENCH_VENV)/bin/python bench/find.py
 
-$(VENV)/bin/python $(BENCH_VENV)/bin/python:
+$(VENV)/bin/python $(BENCH_VENV)/bin/python $(MORE_VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Roster needs Python 3.11 or later, this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'
 	$(PYTHON) -m venv $(@:/bin/python=)
 
@@ -57,6 +62,10 @@ $(VENV)/run.stamp: requirements.txt | $(VENV)/bin/python
 $(VENV)/dev.stamp: requirements.txt requirements-servers.txt requirements-dev.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@ $(VENV)/run.stamp
+
+$(MORE_VENV)/more.stamp: requirements.txt requirements-servers.txt requirements-dev.txt requirements-more.txt | $(MORE_VENV)/bin/python
+	$(MORE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-more.txt
+	touch $@
 
 $(BENCH_VENV)/bench.stamp: requirements.txt requirements-servers.txt bench/requirements.txt | $(BENCH_VENV)/bin/python
 	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r bench/requirements.txt

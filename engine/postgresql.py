@@ -1,5 +1,7 @@
 """PostgreSQL on asyncpg."""
 
+import asyncio
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
@@ -9,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from engine.direct import Server, open_pools
 from engine.url import hosts
 
+ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 NOT_PREPARED = ("prepared_statement_cache_size", "0")  # as behind PgBouncer
 
 
@@ -53,21 +56,45 @@ def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
 
 
 async def connect_to_one(**options: Any) -> Any:
-    """Connect to the first of several hosts that has the right role. Raises errors of asyncpg."""
-    host = options["host"]
-    first = host[0]
+    """Connect to the host that has the right role. Raises errors of asyncpg.
+
+    While one of several hangs, the others are asked again: one may be promoted.
+    """
+    role, several = options.get("target_session_attrs"), isinstance(options["host"], list)
+    if role == "prefer-standby":
+        with suppress(*ERRORS):
+            return await connect_to_one(**options | {"target_session_attrs": "standby"})
+        options["target_session_attrs"] = "primary"
+    hosts = [*zip(options["host"], options["port"], strict=True)] if several else []
+    asked = [options | {"host": host, "port": port} for host, port in hosts] or [options]
+    refused = set[int]()
+
+    async def ask(number: int) -> Any:
+        while True:
+            try:
+                return await asyncpg.connect(**asked[number])
+            except ERRORS:
+                refused.add(number)
+                if len(refused) == len(asked):
+                    raise
+                await asyncio.sleep(0.5)
+
+    tasks = [asyncio.create_task(ask(number)) for number in range(len(asked))]
     try:
-        try:
-            return await asyncpg.connect(**options)
-        except TimeoutError:
-            if not isinstance(host, list):
-                raise
-            if host[0] is first:  # now and the next time, the others come first
-                for each in (host, options["port"]):
-                    each.append(each.pop(0))
-            return await asyncpg.connect(**options)
+        (first, *_), _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        tasks.remove(first)
+        return first.result()
     except OSError as error:
         raise asyncpg.InterfaceError(type(error).__name__) from error
+    finally:
+        for task in tasks:
+            task.cancel()
+            task.add_done_callback(close)
+
+
+def close(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and not task.exception():
+        task.result().terminate()
 
 
 async def send(connection: Any, sql: str, parameters: list[Any]) -> Any:

@@ -155,7 +155,9 @@ def redis() -> Iterator[Database]:
                 raise Missing(
                     "TEST_REDIS_URL: somebody's data is in this database; give it another"
                 )
-            version = client.info("server")["redis_version"]
+            info = client.info("server")
+            valkey = info.get("valkey_version")  # redis_version is then the one that it is like
+            version = f"Valkey {valkey}" if valkey else f"Redis {info['redis_version']}"
 
         @contextmanager
         def new() -> Iterator[str]:
@@ -166,7 +168,7 @@ def redis() -> Iterator[Database]:
                 empty_redis(url)
 
         try:
-            yield Database(url, f"Redis {version}", new, absent="99", process=process)
+            yield Database(url, version, new, absent="99", process=process)
         finally:
             empty_redis(url)
 
@@ -348,7 +350,7 @@ def _mongo_client(url: URL) -> MongoClient[dict[str, Any]]:
 def _ask_mongodb(admin: URL) -> str:
     """Log in, and return the product and its version."""
     with _mongo_client(admin) as client:
-        built = client.server_info()
+        built = client["admin"].command("buildInfo")
     if "secantusVersion" in built:
         return f"SecantusDB {built['secantusVersion']}"
     return f"MongoDB {built['version']}"
@@ -413,6 +415,18 @@ def _folder(account: str, secret: str) -> Iterator[Path]:
         yield folder
 
 
+def send_to_family(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process and to those that it has started."""
+    pids = [pid]
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(status.read_text().rpartition(")")[2].split()[1]) == pid:
+                pids.append(int(status.parent.name))
+    for each in pids:
+        with suppress(ProcessLookupError):
+            os.kill(each, number)
+
+
 class Process:
     """A server's process, which a test may break and start again, on the same data.
 
@@ -473,14 +487,7 @@ class Process:
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the server and to the processes that it has started."""
         assert self.popen
-        pids = [self.popen.pid]
-        for status in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):
-                if int(status.read_text().rpartition(")")[2].split()[1]) == self.popen.pid:
-                    pids.append(int(status.parent.name))
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+        send_to_family(self.popen.pid, number)
 
     def freeze(self) -> None:
         """Let it stand still."""

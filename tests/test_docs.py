@@ -387,16 +387,17 @@ def test_image_has_the_files_that_the_app_needs(tmp_path: Path) -> None:
         subprocess.run([sys.executable, *command], cwd=tmp_path, env=env, check=True, timeout=120)
 
 
-def test_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["roster.service", "patroni.service"])
+def test_unit_is_one_that_systemd_takes(tmp_path: Path, name: str) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("no systemd-analyze here")
     [unit] = re.findall(
-        r"^# /etc/systemd/system/roster.service\n(.*?)^```",
+        rf"^# /etc/systemd/system/{name}\n(.*?)^```",
         (DOCS / "operate.md").read_text(),
         re.M | re.S,
     )
-    unit = unit.replace("/opt/roster/.venv/bin/uvicorn", sys.executable)
-    file = tmp_path / "roster.service"
+    unit = re.sub(r"/opt/\S+/bin/(uvicorn|patroni)", sys.executable, unit)
+    file = tmp_path / name
     file.write_text(unit)
     result = subprocess.run(
         ["systemd-analyze", "verify", file], capture_output=True, text=True, check=False

@@ -87,6 +87,10 @@ class Load:
         before = len(self.successes)
         wait_until(lambda: len(self.successes) > before, lambda: f"{self.codes}")
 
+    def succeeded_after(self, moment: float) -> bool:
+        """Return whether somebody has succeeded since a moment of time.monotonic()."""
+        return bool(self.successes) and self.successes[-1] > moment
+
     def outage(self) -> float:
         """Return the longest time without a success, in seconds."""
         return max((after - before for before, after in pairwise(self.successes)), default=0)

@@ -28,7 +28,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from sqlalchemy import Table, delete, insert, select, tuple_
+from sqlalchemy import Table, bindparam, delete, insert, select, tuple_, update
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -238,11 +238,22 @@ async def copy_table(table: Table, source: Database, destination: Database, mark
     if await anext(read_table(table, destination), None):
         raise Stop(f"DST_URL: {destination.place} holds rows in {table.name} already.")
     count, digest = await count_and_digest(read_table(table, source))
+    own = [key.parent.name for key in table.foreign_keys if key.column.table is table]
+    own = [name for name in own if table.c[name].nullable]
     with bar(f"Copying {table.name}", count) as advance:
         async for rows in read_table(table, source):
             async with marked_session(destination, mark) as session:
-                await (await session.connection()).execute(insert(table), rows)
+                # The row that one refers to may come later: update it then.
+                nulls = [row | dict.fromkeys(own) for row in rows]
+                await (await session.connection()).execute(insert(table), nulls)
             advance(len(rows))
+    if own:
+        keys = {f"key_{column.name}": column for column in table.primary_key}
+        changed = update(table).where(*(column == bindparam(key) for key, column in keys.items()))
+        async for rows in read_table(table, source):
+            values = [row | {key: row[it.name] for key, it in keys.items()} for row in rows]
+            async with marked_session(destination, mark) as session:
+                await (await session.connection()).execute(changed, values)
     if "id" in table.c:
         async with source.session() as theirs, marked_session(destination, mark) as ours:
             await set_table_last_id(ours, table, await get_last_id(theirs, table))

@@ -181,6 +181,60 @@ def test_user_who_is_damaged_is_named_and_not_exported(
     assert refusal(copy).startswith(f"SRC_URL: {said}")
 
 
+TREE = """
+import asyncio, sys
+from sqlmodel import Field, SQLModel, col, select
+from db import open_backend
+from lifespan import start
+from rows import TABLE, RowId, Versioned
+import cli
+
+class Folder(Versioned, table=True):
+    __tablename__ = "folders"
+    __table_args__ = TABLE
+    id: int = Field(default=None, primary_key=True, sa_type=RowId)
+    parent_id: int | None = Field(default=None, foreign_key="folders.id", sa_type=RowId)
+
+async def fill(url):
+    backend = open_backend(url)
+    await start(backend)
+    async with backend.session() as session:
+        session.add_all([Folder(id=number) for number in range(1, 1202)])
+        await session.flush()
+        for folder in await session.exec(select(Folder).where(col(Folder.id) < 1201)):
+            folder.parent_id = 1201  # it is in the second batch
+    await backend.stop()
+
+async def read(url):
+    backend = open_backend(url)
+    async with backend.session(read_only=True) as session:
+        found = (await session.exec(select(Folder).order_by(Folder.id))).all()
+    await backend.stop()
+    return [row.model_dump() for row in found]
+
+source, destination = sys.argv[1:]
+asyncio.run(fill(source))
+cli.copy(source, destination)
+copied = asyncio.run(read(destination))
+assert copied == asyncio.run(read(source)) and copied[0]["parent_id"] == 1201, copied[:2]
+"""
+
+
+@pytest.mark.parametrize(
+    "database", quick_on(("sqlite", "postgresql", "mysql"), "sqlite"), indirect=True
+)
+def test_copy_of_a_table_that_refers_to_itself(database: Database) -> None:
+    with database.new() as source, database.new() as destination:
+        result = subprocess.run(
+            [sys.executable, "-W", "error", "-c", TREE, source, destination],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert "1,201 rows of folders copied." in result.stdout, result.stderr
+
+
 def test_copy_of_a_database_to_itself_leaves_it_as_it_was(tmp_path: Path) -> None:
     one, same = f"sqlite:///{tmp_path}/a.db", f"sqlite:///{tmp_path}/../{tmp_path.name}/a.db"
     assert cli("import", "-", given="name,email\n", url=one).returncode == 0

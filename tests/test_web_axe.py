@@ -157,7 +157,7 @@ def test_axe_finds_nothing_when_signing_in(
         assert problems(page) == []
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", quick_on(STATES, "list", "editor", "conflict", "preview"))
 def test_text_of_twice_the_size_fits_a_phone(
     client: httpx.Client, new_page: Callable[..., Page], state: str
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from browsing import act, button, check_file, choose_file, figures, notes, on_sqlite, rows, search
-from conftest import wait_until
+from conftest import quick_on, wait_until
 from playwright.sync_api import Page, expect
 from test_contract import add, names, read_all
 
@@ -21,6 +21,12 @@ pytest_plugins = ["browsing"]
 
 CASES = Path(__file__).parent / "cases" / "import"
 EXPECTED: dict[str, dict[str, Any]] = json.loads((CASES / "expected.json").read_text("utf-8"))
+QUICK = (
+    "book.xlsx excel-pl-1250-name-email.csv excel-sep-line.csv excel-title-line.csv google-new.csv"
+)
+QUICK += " header-name-email-comma-heavy.csv linkedin-connections.csv messy.csv photo.csv"
+QUICK += " no-header-last-first-email.csv outlook-deutsch-1252.csv outlook-paste.txt"
+QUICK += " verein-name-vorname.csv"
 
 
 def preview(page: Page) -> list[tuple[str, str, str]]:
@@ -45,7 +51,7 @@ def test_every_case_is_expected() -> None:
 
 
 @on_sqlite
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", quick_on(EXPECTED, *QUICK.split()))
 def test_file_of_this_kind_is_a_list_of_people(
     client: httpx.Client, new_page: Callable[..., Page], name: str
 ) -> None:

@@ -177,6 +177,10 @@ class Connection(sqlite3.Connection):
 
     def in_thread(self, work: Callable[[], Any], stoppable: bool = False) -> Any:
         """Do something in the thread; return when the thread is done, even if cancelled (6)."""
+        if not in_greenlet():
+            await_(
+                asyncio.sleep(0)
+            )  # raises MissingGreenlet, before there is something to wait for
         running = self.running = asyncio.get_running_loop().run_in_executor(self.thread, work)
         cancelled = None
         while not running.done():

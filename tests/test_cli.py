@@ -353,7 +353,7 @@ def count_users(url: str) -> int:
     return asyncio.run(count())
 
 
-@pytest.mark.parametrize("database", quick_on(BACKENDS, "sqlite", "redis"), indirect=True)
+@pytest.mark.parametrize("database", quick_on(BACKENDS, "sqlite"), indirect=True)
 def test_copy_that_is_held_up_while_another_one_runs_writes_nothing_more(
     database: Database, many: Path, source: Path, tmp_path: Path
 ) -> None:

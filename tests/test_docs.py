@@ -211,7 +211,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("database", quick_on(BACKENDS, "sqlite", "redis"), indirect=True)
+@pytest.mark.parametrize("database", quick_on(BACKENDS, "sqlite"), indirect=True)
 def test_field_that_is_added_is_everywhere(
     database: Database, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +308,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("database", ["mongodb", "redis"], indirect=True)
+@pytest.mark.parametrize("database", quick_on(("mongodb", "redis"), "redis"), indirect=True)
 def test_own_table_on_a_database_without_sql_is_501_and_users_work(database: Database) -> None:
     run_on(database, USE_A_TABLE)
 

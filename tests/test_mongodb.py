@@ -149,6 +149,9 @@ def test_reading_that_is_cancelled_loses_no_socket_and_may_fail_unseen(
         await asyncio.sleep(0.02)
         gc.collect()  # asyncio says then what nobody has looked at
         await store.ping()
+        left = [task for task in asyncio.all_tasks() if "to_list" in repr(task.get_coro())]
+        if left:
+            await asyncio.wait(left)
         await store.stop()
 
     asyncio.run(read_and_leave())  # a socket that is lost warns, and warnings are errors here

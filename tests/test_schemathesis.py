@@ -25,7 +25,7 @@ def test_schemathesis_finds_nothing(
     options = ["--checks=all", f"--max-examples={EXAMPLES}", "--seed=1", "--no-color"]
     sql = database.url.startswith(("sqlite", "postgresql", "mysql"))
     app = "tests.second_app:app" if sql else "tests.served:app"  # with a second resource
-    with serve(database.url, tmp_path, app=app) as server:
+    with database.new() as url, serve(url, tmp_path, app=app) as server:
         command = [str(program), "run", f"{server.url}/openapi.json"]
         result = subprocess.run(
             [*command, *options, "--header", f"Authorization: Bearer {TOKEN}"],

@@ -183,7 +183,9 @@ def test_no_setting_is_needed(
 
 # SQLite has no server, user or host.
 on_servers = pytest.mark.parametrize(
-    "database", [name for name in BACKENDS if name != "sqlite"], indirect=True
+    "database",
+    quick_on([name for name in BACKENDS if name != "sqlite"], "postgresql", "mysql"),
+    indirect=True,
 )
 on_few_and_sqlite = pytest.mark.parametrize(
     "database", quick_on(BACKENDS, "sqlite", "postgresql", "redis"), indirect=True
@@ -471,7 +473,9 @@ def on_a_socket(name: str, folder: Path) -> Iterator[URL]:
                 yield admin
 
 
-@pytest.mark.parametrize(("name", "end"), URLS)
+@pytest.mark.parametrize(
+    ("name", "end"), [pytest.param(*url, marks=() if n % 2 else full) for n, url in enumerate(URLS)]
+)
 def test_url_as_providers_give_it(name: str, end: str, tmp_path: Path) -> None:
     account = {"postgresql": "postgres"}.get(name, name)
     with _folder(account, "") as folder, required(name), on_a_socket(name, folder) as url:

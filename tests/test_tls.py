@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import httpx
 import pytest
-from conftest import required, serve
+from conftest import quick_on, required, serve
 from databases import (
     _ask_mysql,
     _folder,
@@ -80,7 +80,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", quick_on(KINDS, "postgresql"))
 def test_certificate_that_nobody_vouches_for_is_refused(name: str, tmp_path: Path) -> None:
     server, option, without = KINDS[name]
     account = {"postgresql": "postgres"}.get(name, name)

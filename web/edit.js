@@ -96,7 +96,7 @@ export function edit(item) {
   close();
   before = item;
   warned = false;
-  byId("editor-title").replaceChildren(...(item ? [caller.writes ? "Edit " : "", named(item)] : [`Add a ${table.one}`]));
+  byId("editor-title").replaceChildren(...(item ? [caller.writes ? "Edit " : "", named(item)] : [`Add ${/^[aeiou]/i.test(table.one) ? "an" : "a"} ${table.one}`]));
   byId("changed").textContent = item?.updated_at ? `Changed ${minute(item.updated_at)}` : "";
   byId("save").hidden = !caller.writes;
   byId("cancel").textContent = caller.writes ? "Cancel" : "Close";

@@ -23,7 +23,7 @@ export const minute = (time) => MINUTE.format(new Date(time));
 /** Return the error of a request that the API refuses: a sentence, and for 409 and 422 the fields that are wrong. */
 function refusal(status, detail, unsure) {
   const fields = Array.isArray(detail) ? detail : [];
-  return Object.assign(new Error(fields.length ? "Some of this cannot be stored." : detail), { status, fields, unsure });
+  return Object.assign(new Error(fields.length ? fields[0].msg : detail), { status, fields, unsure });
 }
 // In this tab only, and only until it is closed.
 export let token = sessionStorage.getItem("token");

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, full
 from databases import Database as Backend
 from sqlalchemy import func, insert, select, text, union_all
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
@@ -265,8 +265,8 @@ def loaded(code: str, url: str) -> set[str]:
     [
         ("sqlite:///roster.db", "sqlite3"),
         ("postgresql://a@localhost/b", "asyncpg"),
-        ("mysql://a@localhost/b", "asyncmy"),
-        ("mongodb://localhost/b", "pymongo"),
+        pytest.param("mysql://a@localhost/b", "asyncmy", marks=full),
+        pytest.param("mongodb://localhost/b", "pymongo", marks=full),
         ("redis://localhost/0", "redis"),
     ],
 )

@@ -26,6 +26,7 @@ from sqlalchemy.exc import (
     ArgumentError,
     IntegrityError,
     InvalidRequestError,
+    MissingGreenlet,
     OperationalError,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
@@ -843,6 +844,21 @@ def test_forgotten_connection_is_closed_by_the_garbage_collector(file: Path) -> 
         await forget()
         with pytest.warns(Warning, match="garbage collector"):
             gc.collect()
+        await insert(writer, 2)
+
+    run(file, test)
+    assert rows(file) == [2]
+
+
+def test_statement_outside_a_greenlet_raises_and_blocks_no_other(file: Path) -> None:
+    """As an attribute that is loaded lazily in async code."""
+
+    async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
+        for sql in ("INSERT INTO t VALUES (1)", "SELECT * FROM t"):
+            async with writer.connect() as connection:
+                await connection.execute(text("INSERT INTO t VALUES (0)"))
+                with pytest.raises(MissingGreenlet):
+                    connection.sync_connection.execute(text(sql))  # type: ignore[union-attr]  # it is there
         await insert(writer, 2)
 
     run(file, test)

@@ -70,7 +70,7 @@ async def p99(url: str) -> tuple[float, list[str]]:
     return sorted(taken)[len(taken) * 99 // 100], failed
 
 
-@pytest.mark.parametrize("database", quick_on(BACKENDS, "sqlite", "redis"), indirect=True)
+@pytest.mark.parametrize("database", quick_on(BACKENDS, "sqlite"), indirect=True)
 def test_expensive_requests_of_one_caller_leave_the_others_their_time(
     database: Database, tmp_path: Path, record_property: Figures
 ) -> None:

@@ -22,7 +22,7 @@ test: $(VENV)/dev.stamp
 
 # On SQLite alone, without the browser: what to run after each change.
 test-quick: $(VENV)/dev.stamp
-	$(VENV)/bin/pytest -n auto --max-worker-restart=0 --ignore=tests/test_web.py --ignore=tests/faults \
+	$(VENV)/bin/pytest -n auto --max-worker-restart=0 --ignore-glob='tests/test_web*' --ignore=tests/faults \
 		-k 'not postgresql and not mysql and not mongodb and not redis'
 
 test-more: $(MORE_VENV)/more.stamp

@@ -408,10 +408,11 @@ def test_checks_of_a_bulk_leave_room_for_others(tmp_path: Path, what: str) -> No
             ticking.cancel()
 
     began = time.thread_time()
-    json.loads("[" + ",".join(["0"] * 2**19) + "]")  # 1 MiB; some 15 ms
+    json.loads("[" + ",".join(["0"] * 2**19) + "]")  # 1 MiB: how fast this machine is now
     unit = time.thread_time() - began
     asyncio.run(check())
-    assert max(later - before for before, later in pairwise(turns)) < max(0.2, 15 * unit)
+    held = max((later - before for before, later in pairwise(turns)), default=0)
+    assert held < max(0.2, 3 * unit)
 
 
 def test_words_of_a_search() -> None:

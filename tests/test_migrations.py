@@ -356,8 +356,9 @@ def test_batch_on_sqlite_keeps_what_points_to_users_and_gives_no_id_twice(
     assert "AUTOINCREMENT" in str(schema(url))
     ask(
         url,
-        "insert into users select null, name, email, created_at, updated_at, 1, 'a', 'a', 'a'"
-        " from users where id = 1",
+        "insert into users"
+        " (name, email, created_at, updated_at, version, name_key, email_key, search_key)"
+        " select name, email, created_at, updated_at, 1, 'a', 'a', 'a' from users where id = 1",
     )
     assert ask(url, "select max(id) from users") == [(5,)]
 

@@ -20,9 +20,11 @@ run: $(VENV)/run.stamp
 test: $(VENV)/dev.stamp
 	$(VENV)/bin/pytest -n auto --max-worker-restart=0
 
-# On SQLite alone, without the browser: what to run after each change.
+# On SQLite alone, in the process or on one server: what to run after each change. The rest starts
+# the app, its commands or a browser again and again.
+QUICK := contract errors find hostile idioms models override plans sqlite
 test-quick: $(VENV)/dev.stamp
-	$(VENV)/bin/pytest -n auto --max-worker-restart=0 --ignore-glob='tests/test_web*' --ignore=tests/faults \
+	$(VENV)/bin/pytest -n auto --max-worker-restart=0 tests/engine $(QUICK:%=tests/test_%.py) \
 		-k 'not postgresql and not mysql and not mongodb and not redis'
 
 test-more: $(MORE_VENV)/more.stamp

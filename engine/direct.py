@@ -117,6 +117,15 @@ class InOrderPool(AsyncAdaptedQueuePool):
         except TimeoutError:
             raise exc.TimeoutError(f"no connection in {self._timeout} seconds") from None
 
+    def connect(self) -> Any:
+        try:
+            return super().connect()
+        except Exception as error:
+            # While a new connection is set up, SQLAlchemy passes these on as they are.
+            if type(error).__module__.startswith("asyncpg."):
+                raise exc.OperationalError(None, None, error) from error
+            raise
+
     def _do_get(self) -> ConnectionPoolEntry:
         await_(self.wait_for_slot())
         try:

@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from databases import Database
 from sqlalchemy import (
@@ -25,10 +26,11 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from engine import Database as Engines
-from engine import Rows, UTCMillis
+from engine import Rows, UTCMillis, codes
 from engine.direct import execute
 
 T = Table(
@@ -280,3 +282,21 @@ def test_statement_with_values_of_its_own(tmp_path: Path) -> None:
             assert same(await engines.read(select(bindparam("nothing", None)), {}), [(None,)])
 
     run(f"sqlite:///{tmp_path}/a.db", test)
+
+
+@on_postgresql
+def test_connection_that_ends_while_it_is_set_up_is_an_error_of_sqlalchemy(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def end(_: Any, connection: Any) -> None:
+        raise asyncpg.InterfaceError("connection is closed")
+
+    async def test(engines: Engines) -> None:
+        monkeypatch.setattr(PGDialect_asyncpg, "setup_asyncpg_json_codec", end)
+        with pytest.raises(OperationalError) as raised:
+            await engines.read(ONE, {"id": 1})
+        assert "InterfaceError" in codes(raised.value)
+        monkeypatch.undo()
+        assert await engines.read(ONE, {"id": 1}) == []
+
+    run(database.url, test)

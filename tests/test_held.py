@@ -100,7 +100,7 @@ def test_body_of_no_shape_holds_the_loop_longer_than_others(
                 for name, body in SHAPES.items():
                     ratio = await hold(path, body) / harmless
                     record_property(f"{name}, {path}", f"{ratio:.1f}")
-                    assert ratio < 3, name
+                    assert ratio < (2 if "objects" in name else 4), (name, ratio)
             monkeypatch.undo()
 
     asyncio.run(test())

@@ -71,7 +71,7 @@ def saying(status: int, detail: str = "") -> Callable[[Request, Exception], Any]
 async def on_invalid_request(_: Request, error: RequestValidationError) -> Response:
     """Answer 422 without what was sent: FastAPI's own handler would echo it, passwords too."""
 
-    def readable(part: str | int) -> str | int:  # an unknown field has any length, any surrogate
+    def readable(part: str | int) -> str | int:  # the name of an unknown field is the client's
         return part if isinstance(part, int) else part.encode(errors="replace").decode()[:100]
 
     problems = []

@@ -6,7 +6,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from functools import partial
@@ -48,6 +48,7 @@ class Connection(sqlite3.Connection):
     opened: ClassVar["WeakSet[Connection]"] = WeakSet()
     files: Mapping[str, os.stat_result] = {}
     running: asyncio.Future[Any] | None = None  # in the thread
+    closing: Future[None] | None = None
     first_busy = last_busy = 0.0
     log_max = LOG_MAX  # beyond which this writer waits for readers
     failure: sqlite3.Error | None = None  # that undid the transaction
@@ -94,10 +95,10 @@ class Connection(sqlite3.Connection):
             self.files = {}
 
         self.writing.discard(self)
-        closing = self.thread.submit(work)
+        self.closing = self.thread.submit(work)
         self.thread.shutdown(wait=False)
         if in_greenlet():  # otherwise the garbage collector calls
-            await_(asyncio.wait([asyncio.wrap_future(closing)]))
+            await_(asyncio.wait([asyncio.wrap_future(self.closing)]))
 
     def look(self) -> None:
         """Raise an error if a file is gone; save what only a deleted log has (12)."""
@@ -363,7 +364,10 @@ class Dialect(SQLiteDialect_pysqlite):
 
     def connect(self, path: str, writes: bool, **options: Any) -> Any:
         # Or SQLite might make a file again, after all, and then use two logs.
-        for files in (self.files, *(each.files for each in Connection.opened if each.path == path)):
+        others = [each for each in Connection.opened if each.path == path]
+        for closing in filter(None, (each.closing for each in others)):  # the last deletes the log
+            await_(asyncio.wait([asyncio.wrap_future(closing)]))
+        for files in (self.files, *(each.files for each in others)):
             check_files(files)
         with suppress(OSError):  # a new database is its owner's alone
             os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))

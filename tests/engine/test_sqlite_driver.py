@@ -835,7 +835,19 @@ def test_nothing_is_left_when_the_engines_are_disposed_of(file: Path, ticks: lis
         time.sleep(0.01)
 
 
-def test_forgotten_connection_is_closed_by_the_garbage_collector(file: Path) -> None:
+def test_forgotten_connection_is_closed_by_the_garbage_collector(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one waits for it: closing the last connection deletes the log."""
+
+    def set_files(connection: Any, files: Any) -> None:
+        if not files:  # it was just closed, in its thread
+            time.sleep(0.2)
+        connection.found = files
+
+    found = property(lambda connection: vars(connection).get("found", {}), set_files)
+    monkeypatch.setattr(driver_module.Connection, "files", found)
+
     async def test(writer: AsyncEngine, _: AsyncEngine) -> None:
         async def forget() -> None:
             writing = await writer.connect()

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import closing
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -370,6 +371,13 @@ def test_lines_of_the_recipe_are_as_few_as_it_says() -> None:
     ]
     assert f"The first table takes {len(lines)} lines" in page
     assert len(lines) <= 40
+
+
+def test_tables_of_the_capacity_page_are_of_the_committed_figures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    assert import_module("capacity").page() == (DOCS / "capacity.md").read_text()
 
 
 def test_image_has_the_files_that_the_app_needs(tmp_path: Path) -> None:

@@ -48,4 +48,6 @@ def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
 async def send(connection: Any, sql: str, parameters: list[Any]) -> Any:
     async with connection.cursor() as cursor:
         await cursor.execute(sql, parameters)
-        return await cursor.fetchall() if cursor.description else [(cursor.lastrowid,)]
+        if cursor.description:
+            return await cursor.fetchall()
+        return [(cursor.rowcount if sql.startswith("UPDATE") else cursor.lastrowid,)]

@@ -55,9 +55,8 @@ def tables(results: Results, found: Results) -> dict[str, str]:
             [*values, mixed(results, backend, part)]
             for values, part in zip(each, ("server", "database"), strict=True)
         ]
-        costs.append(
-            [name, *(f"{app:,.0f} + {database:,.0f}" for app, database in zip(*each, strict=True))]
-        )
+        both = [f"{app:,.0f} + {database:,.0f}" for app, database in zip(*each, strict=True)]
+        costs.append([name, *([f"{app:,.0f}" for app in each[0]] if backend == "sqlite" else both)])
         if backend in results["workers"]:
             app, database = each[0][-1], each[1][-1]
             arrived = [

@@ -1,7 +1,8 @@
 """Measure a search (``q``) on every database, and what others wait meanwhile.
 
 Each line is the median of five pages of 50, asked in this process: common and rare words, by id and
-by name. The last column is the longest that the event loop was held.
+by name. The last column is the longest that the event loop was held. ``--trigram`` says what an
+index for parts of words gives a search, and what it takes from a create.
 """
 
 import argparse
@@ -12,13 +13,14 @@ import statistics
 import sys
 import time
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 from fill import FIRST, SYLLABLES
 from report import console
 from rich.table import Table
 from servers import BENCH, DATABASES, ROSTER
-from sqlalchemy import text
+from sqlalchemy import func, select, table, text
 
 sys.path.append(str(ROSTER))
 
@@ -27,7 +29,7 @@ from databases import BACKENDS, Missing  # servers.py leads there
 from db import open_backend  # as above
 from engine import Database
 from lifespan import open_store, start
-from models import UserRow
+from models import UserCreate, UserRow
 from paging import UserQuery
 
 BATCH = 1000
@@ -37,6 +39,15 @@ SIZE = {  # bytes that the users take, with their indexes
     "postgresql": "SELECT pg_database_size(current_database())",
     "mysql": "SELECT sum(data_length + index_length) FROM information_schema.tables"
     " WHERE table_schema = database()",
+}
+TRIGRAM = {
+    "postgresql": "CREATE EXTENSION pg_trgm;\n"
+    "CREATE INDEX ON users USING gin (search_key gin_trgm_ops)",
+    "sqlite": "CREATE VIRTUAL TABLE found USING"
+    " fts5 (search_key, content='users', content_rowid='id', tokenize='trigram');\n"
+    "INSERT INTO found (found) VALUES ('rebuild');\n"
+    "CREATE TRIGGER find AFTER INSERT ON users BEGIN"
+    " INSERT INTO found (rowid, search_key) VALUES (new.id, new.search_key); END",
 }
 GOALS = {100_000: 50, 1_000_000: 1000}  # milliseconds
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -70,7 +81,7 @@ async def size(backend: Any) -> float:
         return float((await (await session.connection()).execute(statement)).scalar_one()) / 1e6
 
 
-async def measure(url: str, rows: int, table: Table, label: str) -> dict[str, float]:
+async def measure(url: str, rows: int, grid: Table, label: str, trigram: bool) -> dict[str, float]:
     """Fill a database, and ask it; return how many milliseconds pages take, and its size."""
     backend: Any = open_backend(url)
     found = {}
@@ -79,6 +90,8 @@ async def measure(url: str, rows: int, table: Table, label: str) -> dict[str, fl
     for first in range(1, rows + 1, BATCH):
         async with open_store(backend) as store:
             await store.restore(users(first, chance), [], await store.last_id())
+    async with open_store(backend) as store:
+        await store.set_last_id(rows, await store.last_id())
     for what, q in (("common", "ada"), ("rare", f"{rows - 7}@"), ("none", "zzz")):
         for sort in ("id", "name"):
             query = UserQuery.model_validate({"q": q, "sort": sort})
@@ -94,10 +107,44 @@ async def measure(url: str, rows: int, table: Table, label: str) -> dict[str, fl
             good = "" if goal is None else "[green]pass[/]" if middle <= goal else "[red]FAIL[/]"
             held = f"{1000 * longest[0]:.0f} ms"
             found[f"{what} by {sort}"] = round(middle, 1)
-            table.add_row(label, f"{rows:,}", what, sort, f"{middle:.1f} ms", good, held)
+            grid.add_row(label, f"{rows:,}", what, sort, f"{middle:.1f} ms", good, held)
     found["mb"] = round(await size(backend), 1)
+    if index := TRIGRAM.get(backend.url.get_backend_name()) if trigram else None:
+        grid.add_row(label, f"{rows:,}", *await compare(backend, index))
     await backend.stop()
     return found
+
+
+async def compare(backend: Database, index: str) -> list[str]:
+    """Return what an index for parts of words gives a rare word, and takes from new users."""
+    took = list[list[float]]()
+    for source in ("users", "found" if "fts5" in index else "users"):
+        ask = select(func.count()).select_from(table(source)).where(text("search_key LIKE '%zzz%'"))
+        new = [
+            UserCreate(name="Ada Lovelace", email=f"ada.{number}@{len(took)}.org")
+            for number in range(6 * BATCH)
+        ]
+        times = [time.monotonic()]
+        for user in new[:BATCH]:
+            async with open_store(backend) as store:
+                await store.add(user)
+        times.append(time.monotonic())
+        for first in range(BATCH, len(new), BATCH):
+            async with open_store(backend) as store:
+                await store.add_many(new[first : first + BATCH], skip_taken=False)
+        times.append(time.monotonic())
+        for _ in range(5):
+            async with backend.session(read_only=True) as session:
+                (await (await session.connection()).execute(ask)).all()
+        times.append(time.monotonic())
+        took.append([later - earlier for earlier, later in pairwise(times)])
+        if len(took) == 1:
+            async with backend.session() as session:
+                for statement in index.split(";\n"):
+                    await (await session.connection()).execute(text(statement))
+    create, bulk, search = (after / before for before, after in zip(*took, strict=True))
+    after = f"create {create:.2f}x, bulk {bulk:.2f}x"
+    return ["trigram", "", f"{200 * took[1][2]:.1f} ms", f"{search:.2f}x", after]
 
 
 def main() -> None:
@@ -107,19 +154,21 @@ def main() -> None:
     # SecantusDB, written in Python, would take an hour: name MongoDB with a server of its own.
     usual = [name for name in BACKENDS if name != "mongodb"]
     parser.add_argument("--backend", nargs="+", choices=BACKENDS, default=usual)
+    parser.add_argument("--trigram", action="store_true", help="with an index for parts of words")
     args = parser.parse_args()
     found: dict[str, dict[str, Any]] = {name: {} for name in args.backend}
-    table = Table("", "users", "word", "by", "a page", "", "loop held")
+    grid = Table("", "users", "word", "by", "a page", "", "loop held")
     for name in args.backend:
         try:
             with BACKENDS[name]() as database:
                 for rows in args.rows:
                     with database.new() as url:
                         label = DATABASES.get(name, name)
-                        found[name][str(rows)] = asyncio.run(measure(url, rows, table, label))
+                        done = measure(url, rows, grid, label, args.trigram)
+                        found[name][str(rows)] = asyncio.run(done)
         except Missing as error:
             console.print(f"{name}: {error}")
-    console.print(table)
+    console.print(grid)
     if args.backend == usual and args.rows == [*GOALS]:
         FOUND.write_text(json.dumps(found, indent=1) + "\n")
 

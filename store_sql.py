@@ -1,8 +1,8 @@
 """SQLite, PostgreSQL, MySQL and MariaDB: SQLModel and SQLAlchemy, in the session of the request.
 
 The unique constraint on ``email_key`` decides whether an address is free: the store writes and
-then catches. Each UPDATE and DELETE names the version that was read. A verb commits by itself, as
-``write`` does, so that ``verb`` can run it again after a deadlock.
+then catches. ``Versioned`` puts the version into each UPDATE and DELETE. A verb commits by itself
+(``insert_row`` does, too), so that ``verb`` can run it again after a deadlock.
 """
 
 import re
@@ -12,28 +12,29 @@ from itertools import starmap
 from operator import ge, gt, le, lt
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Select, bindparam, delete, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine import fetch, get_last_id, set_last_id, write
+from engine import fetch, get_last_id, insert_row, set_last_id
 from faults_sql import email_taken, is_conflict, verb
 from fields import KEY_MAX, fold, fold_email
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
 from paging import UserQuery
-from rows import Model, changed_row, new_row, noun
+from rows import Model, new_row, noun
 from store import EmailTaken, NotFound, StaleVersion, new_rows
 
 # Statements that are built once, with their values as parameters, are faster than objects of User.
+# A change uses objects.
 USERS = SQLModel.metadata.tables["users"]
 row_id, name_key, email_key = USERS.c.id, USERS.c.name_key, USERS.c.email_key
+# Fetch what a client sees, and nothing else.
 READ = select(*(USERS.c[field] for field in FIELDS))
 READ_ONE = READ.where(row_id == bindparam("id"))
 FIND_IDS = select(email_key, row_id).where(email_key.in_(bindparam("keys", expanding=True)))
-ANY_ROW, COUNT = select(USERS).limit(1), select(func.count()).select_from(USERS)
+ANY_ROW = select(USERS).limit(1)
 INSERT = insert(USERS)
-UPDATE = update(USERS).where(row_id == bindparam("of_id"), USERS.c.version == bindparam("seen"))
 NEAR = 1000  # rows in which a search by name looks first
 
 
@@ -48,7 +49,7 @@ class SQLUserStore:
         """Insert a row; the unique constraint says whether the address is free."""
         row = new_row(User, new.model_dump())
         try:
-            row["id"] = await write(self.session, INSERT, row)
+            row["id"] = await insert_row(self.session, INSERT, row)
         except IntegrityError as error:
             raise email_taken(error) from None
         return to_user(row)
@@ -87,25 +88,27 @@ class SQLUserStore:
         return {str(key): int(user_id) for key, user_id in rows}
 
     @verb
-    async def get(self, user_id: int, primary: bool = False) -> UserRead:
-        """Select a row by its primary key, from the primary or from a replica."""
-        if rows := await fetch(self.session, READ_ONE, {"id": user_id}, primary):
-            return UserRow(*rows[0])
-        raise NotFound
+    async def get(self, user_id: int) -> UserRead:
+        """Select a row by its primary key."""
+        rows = await fetch(self.session, READ_ONE, {"id": user_id})
+        if not rows:
+            raise NotFound
+        return UserRow(*rows[0])
 
     @verb
     async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
         """Select by position, not by offset: the index leads to the first row of any page.
 
-        A search sorted by name looks in the next ``NEAR`` rows first, and then scans the table:
-        an index would lead to all its rows one by one.
+        A search sorted by name looks in the next ``NEAR`` rows first, and then scans the table,
+        because following the index through the whole table would fetch its rows one by one.
         """
-        asked, values = shape(query), parameters(query) | {"limit": limit}
-        rows: Sequence[Any] = ()
+        values = parameters(query) | {"limit": limit}
         if query.words and query.by_name:
-            rows = await fetch(self.session, select_page(*asked, near=True), values)
-        if len(rows) < limit:
-            rows = await fetch(self.session, select_page(*asked), values, expensive=query.expensive)
+            rows = await fetch(self.session, select_page(*shape(query), near=True), values)
+            if len(rows) == limit:
+                return [*starmap(UserRow, rows)]
+        statement = select_page(*shape(query))
+        rows = await fetch(self.session, statement, values, expensive=query.expensive)
         return [*starmap(UserRow, rows)]
 
     @verb
@@ -119,22 +122,16 @@ class SQLUserStore:
     async def change(
         self, user_id: int, update: UserUpdate, if_match: Collection[int] | None
     ) -> UserRead:
-        """Update the version that was read; if another client was faster, read again."""
-        fields = update.model_dump()
-        while True:
-            old = await self.get(user_id, primary=True)
-            if if_match is not None and old.version not in if_match:
-                raise StaleVersion
-            values = {name: getattr(old, name) for name in FIELDS}
-            if fields.items() <= values.items():
-                return old
-            new = changed_row(User, values | fields | {"version": old.version + 1})
-            try:
-                if await write(self.session, UPDATE, new | {"of_id": user_id, "seen": old.version}):
-                    return to_user(new)
-            except IntegrityError as error:
-                raise email_taken(error) from None
-            await self.session.rollback()  # the next transaction sees what others committed
+        """Lock the row, compare the version, update."""
+        user = await get_for_update(self.session, User, user_id, if_match)
+        user.sqlmodel_update(update.model_dump())
+        try:
+            await self.session.flush()
+            changed = to_user(user.model_dump())
+            await self.session.commit()
+        except IntegrityError as error:
+            raise email_taken(error) from None
+        return changed
 
     @verb
     async def remove(self, user_id: int, if_match: Collection[int] | None) -> None:
@@ -190,6 +187,7 @@ async def get_for_update(
 
 
 def to_user(row: dict[str, Any]) -> UserRead:
+    """Return what clients see of a row."""
     return UserRow(*(row[field] for field in FIELDS))
 
 
@@ -229,15 +227,17 @@ def select_page(
 @lru_cache
 def select_count(_: str, __: bool, name: bool, email: bool, words: int) -> Select[int]:
     """Return the statement that counts what the filters leave."""
-    return COUNT.where(*conditions(name, email), *has_words(words))
+    rows = select(func.count()).select_from(USERS)
+    return rows.where(*conditions(name, email), *has_words(words))
 
 
 def conditions(name: bool, email: bool) -> list[ColumnElement[bool]]:
     """Return the conditions of the filters that an index can follow."""
     found: list[ColumnElement[bool]] = []
     if name:
-        # An index can follow this range. MySQL, which pads both, finds "ada" there for "ada ", too.
-        # (LIKE would not do: with an index, MariaDB's LIKE 'ada%' does not find "ada😀".)
+        # Every key that begins with the prefix is in this range, and an index can follow it. MySQL
+        # compares as if both were padded, and so finds "ada" in the range of "ada ", too. (LIKE
+        # would not do: with an index, MariaDB's LIKE 'ada%' does not find "ada😀".)
         found.append(name_key.between(bindparam("prefix"), bindparam("prefix_end")))
         found.append(func.char_length(name_key) >= bindparam("prefix_length"))
     if email:

@@ -59,11 +59,13 @@ def tables(results: Results, found: Results) -> dict[str, str]:
         costs.append([name, *([f"{app:,.0f}" for app in each[0]] if backend == "sqlite" else both)])
         if backend in results["workers"]:
             app, database = each[0][-1], each[1][-1]
+            several = results["workers"][backend]
             arrived = [
                 statistics.median(
-                    two["rps"] / one["rps"] for one, two in zip(both["1"], both["2"], strict=True)
+                    two["rps"] / one["rps"]
+                    for one, two in zip(several[op]["1"], several[op]["2"], strict=True)
                 )
-                for both in results["workers"][backend].values()
+                for op in ("get", "create")
             ]
             grown.append([name, *(f"{ratio:.2f}x" for ratio in arrived), f"{app / database:.1f}"])
     kept = [

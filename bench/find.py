@@ -169,7 +169,7 @@ def main() -> None:
         except Missing as error:
             console.print(f"{name}: {error}")
     console.print(grid)
-    if args.backend == usual and args.rows == [*GOALS]:
+    if args.backend == usual and args.rows == [*GOALS] and all(found.values()):
         FOUND.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -5,7 +5,7 @@ The only door of the package, which knows nothing of an app's tables. Tested in 
 - A session costs next to nothing until it is used, commits when its block ends without an error,
   and raises when it is used later, or when it is for reading and has something to write.
 - What SQLAlchemy's sessions offer works in a session for reading, too: streams, savepoints.
-- ``fetch`` and ``write`` leave out SQLAlchemy's steps between a statement and its driver,
+- ``fetch`` and ``insert_row`` leave out SQLAlchemy's steps between a statement and its driver,
   unless the session is in a transaction, or isn't ours.
 - Connections go out in the order of asking, at most ``size``, after at most five seconds.
 - Whatever a driver raises leaves here as an ``SQLAlchemyError``; ``codes`` says which error it is.
@@ -14,7 +14,7 @@ The only door of the package, which knows nothing of an app's tables. Tested in 
 - An empty database gets its tables at start. One with other tables is left alone.
 """
 
-from engine.database import SERVERS, Database, NotSQL, Session, fetch, place_of, write
+from engine.database import SERVERS, Database, NotSQL, Session, fetch, insert_row, place_of
 from engine.direct import WAIT_MAX, Rows
 from engine.errors import codes
 from engine.tables import WrongTables, get_last_id, revisions_in, set_last_id
@@ -23,4 +23,4 @@ from engine.url import SettingsError, check_certificates, hosts, parse_url
 
 __all__ = ["SERVERS", "WAIT_MAX", "Database", "NotSQL", "Rows", "Session", "SettingsError"]
 __all__ += ["UTCMillis", "WrongTables", "check_certificates", "codes", "fetch", "get_last_id"]
-__all__ += ["hosts", "parse_url", "place_of", "revisions_in", "set_last_id", "write"]
+__all__ += ["hosts", "insert_row", "parse_url", "place_of", "revisions_in", "set_last_id"]

@@ -5,12 +5,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import Executable, Insert, MetaData, Update
+from sqlalchemy import Executable, Insert, MetaData
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession as AnySession
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine.direct import WAIT_MAX, Rows, Server, Values, execute, outcome
+from engine.direct import WAIT_MAX, Rows, Server, Values, execute
 from engine.errors import DEMOTED, codes, watch
 from engine.tables import make_tables
 from engine.url import SettingsError, hosts, parse_url
@@ -49,7 +49,7 @@ class Database:
         except (ArgumentError, TypeError, ValueError) as error:
             reason = f"an option after its ? is wrong ({type(error).__name__})."
             raise SettingsError(f"DATABASE_URL: {reason}") from None
-        self.writer, self.reader, self.read_directly, self.write_directly = server
+        self.writer, self.reader, self.read_directly, self.insert_directly = server
         self.expensive = asyncio.Semaphore(max(2, cast(Any, self.reader.pool).size() // 3))
         watch(self.writer, writes=True)
         watch(self.reader, writes=False)
@@ -70,9 +70,10 @@ class Database:
     async def read(self, statement: Executable, values: Values) -> Rows:
         return await execute(self.reader.sync_engine, self.read_directly, statement, values)
 
-    async def write(self, statement: Insert | Update, values: Values) -> Any:
-        rows = await execute(self.writer.sync_engine, self.write_directly, statement, values)
-        return rows[0][0]
+    async def insert(self, statement: Insert, row: Values) -> Any:
+        """Insert a row and commit; return its primary key, of one column."""
+        keys = await execute(self.writer.sync_engine, self.insert_directly, statement, row)
+        return keys[0][0]
 
     async def start(self, metadata: MetaData, migrations: Path) -> None:
         """Make the tables if there are none. Raises WrongTables."""
@@ -160,8 +161,7 @@ async def fetch(
         async with session.database.expensive:
             return await fetch(session, statement, values, primary)
     values = values or {}
-    direct = isinstance(session, Session) and (session.read_only or primary)
-    if direct and (database := cast(Session, session).idle):
+    if isinstance(session, Session) and session.read_only and (database := session.idle):
         if primary and database.replica:
             return await execute(database.writer.sync_engine, None, statement, values)
         return await database.read(statement, values)
@@ -169,13 +169,10 @@ async def fetch(
     return (await (await session.connection()).execute(statement, values)).all()
 
 
-async def write(session: AnySession, statement: Insert | Update, values: Values) -> Any:
-    """Insert a row, or update one that its primary key names, and commit. Raises IntegrityError.
-
-    Returns the primary key, of one column, of an INSERT, and how many rows an UPDATE found.
-    """
+async def insert_row(session: AnySession, statement: Insert, row: Values) -> Any:
+    """Insert a row and commit; return its primary key, of one column. Raises IntegrityError."""
     if isinstance(session, Session) and not session.read_only and (database := session.idle):
-        return await database.write(statement, values)
-    result = await (await session.connection()).execute(statement, values)
+        return await database.insert(statement, row)
+    result: Any = await (await session.connection()).execute(statement, row)
     await session.commit()
-    return outcome(statement, result)[0]
+    return result.inserted_primary_key[0]

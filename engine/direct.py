@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import URL, Dialect, Engine, Insert, Update, exc
+from sqlalchemy import URL, Dialect, Engine, Insert, exc
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.util import await_, greenlet_spawn
@@ -44,10 +44,9 @@ class Compiled(NamedTuple):
 
 @lru_cache(maxsize=256)
 def compiled(statement: Any, dialect: Dialect, columns: tuple[str, ...] | None) -> Compiled | None:
-    """Return a statement, which writes these columns, as the driver takes it; None if it can't."""
+    """Return a statement as the driver takes it (an INSERT: of these columns), None if it can't."""
     found = statement.compile(dialect=dialect, column_keys=columns)
-    # A list, for example, or a value that Python makes.
-    if found.post_compile_params or found.literal_execute_params or found.update_prefetch:
+    if found.post_compile_params or found.literal_execute_params:  # a list, for example
         return None
     if isinstance(statement, Insert):
         # The database has to number the row, and Python makes no default.
@@ -70,14 +69,14 @@ def compiled(statement: Any, dialect: Dialect, columns: tuple[str, ...] | None) 
 
 # A statement as a transaction by itself. None: SQLAlchemy has to run it.
 Direct = Callable[[Compiled, Values], Awaitable[Rows | None]]
-# The engines for changes and for reads, and the direct ways of a read and of a change.
+# The engines for changes and for reads, and the direct ways of a read and of an INSERT.
 Server = tuple[AsyncEngine, AsyncEngine, Direct | None, Direct | None]
 
 
 async def execute(engine: Engine, direct: Direct | None, statement: Any, values: Values) -> Rows:
-    """Run a statement as a transaction by itself; return its rows, or its ``outcome``."""
-    writes = isinstance(statement, (Insert, Update))
-    columns = tuple(values) if writes else None
+    """Run a statement as a transaction by itself; return its rows, or an INSERT's primary key."""
+    inserts = isinstance(statement, Insert)
+    columns = tuple(values) if inserts else None
     if direct and (found := compiled(statement, engine.dialect, columns)):
         rows = await direct(found, values)
         if rows is not None:
@@ -86,25 +85,19 @@ async def execute(engine: Engine, direct: Direct | None, statement: Any, values:
     def work() -> Rows:
         with engine.connect() as connection:
             result: Any = connection.execute(statement, values)
-            if not writes:
+            if not inserts:
                 return result.all()  # type: ignore[no-any-return]  # see Any above
             connection.commit()
-            return [outcome(statement, result)]
+            return [result.inserted_primary_key]
 
     # SQLAlchemy's asyncio methods each start a greenlet; here one is enough for all of them.
     try:
         return await greenlet_spawn(work)
     except exc.DBAPIError as error:
         # The server closed the connection before it answered. Reading twice is harmless.
-        if writes or not error.connection_invalidated:
+        if inserts or not error.connection_invalidated:
             raise
         return await greenlet_spawn(work)
-
-
-def outcome(statement: Any, result: Any) -> Sequence[Any]:
-    """Return the primary key of an INSERT, or the number of rows that an UPDATE found."""
-    key: Sequence[Any] = result.inserted_primary_key if isinstance(statement, Insert) else ()
-    return key or (result.rowcount,)
 
 
 class InOrderPool(AsyncAdaptedQueuePool):
@@ -177,8 +170,8 @@ def open_pools(make: Any, url: URL, replica: URL, size: int, send: Any, **option
     writer = make(url, reading=False, pool_size=changes, **options)
     reader = make(replica, reading=True, pool_size=size - changes, **options)
     read = partial(run, reader.sync_engine, send, True) if send else None
-    write = partial(run, writer.sync_engine, send, False) if send else None
-    return writer, reader, read, write
+    insert = partial(run, writer.sync_engine, send, False) if send else None
+    return writer, reader, read, insert
 
 
 async def run(engine: Engine, send: Any, reads: bool, found: Compiled, values: Values) -> Any:

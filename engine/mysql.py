@@ -48,6 +48,4 @@ def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
 async def send(connection: Any, sql: str, parameters: list[Any]) -> Any:
     async with connection.cursor() as cursor:
         await cursor.execute(sql, parameters)
-        if cursor.description:
-            return await cursor.fetchall()
-        return [(cursor.rowcount if sql.startswith("UPDATE") else cursor.lastrowid,)]
+        return await cursor.fetchall() if cursor.description else [(cursor.lastrowid,)]

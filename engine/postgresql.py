@@ -98,7 +98,4 @@ def close(task: asyncio.Task[Any]) -> None:
 
 
 async def send(connection: Any, sql: str, parameters: list[Any]) -> Any:
-    if sql.startswith("UPDATE"):
-        tag = await connection.execute(sql, *parameters)  # UPDATE 1
-        return [(int(tag.split()[-1]),)]
     return await connection.fetch(sql, *parameters)

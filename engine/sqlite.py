@@ -304,21 +304,21 @@ class QuickReads:
 
 
 class GroupCommit:
-    """One transaction for all changes that arrive while the one before it is committed (11)."""
+    """One transaction for all rows that arrive while the one before it is committed (11)."""
 
     def __init__(self, writer: Engine) -> None:
         self.writer = writer
         self.task: asyncio.Task[None] | None = None
         self.waiting: list[tuple[str, list[Any], asyncio.Future[Any]]] = []
 
-    async def write(self, found: Compiled, values: Values) -> Any:
-        """Write a row, and return its ``outcome`` when it is on the disk."""
-        written = asyncio.Future[Any]()
-        self.waiting.append((found.sql, found.parameters(values), written))
+    async def insert(self, found: Compiled, row: Values) -> Any:
+        """Insert a row, and return its id when it is on the disk."""
+        inserted = asyncio.Future[Any]()
+        self.waiting.append((found.sql, found.parameters(row), inserted))
         if not self.task or self.task.done():
             # In no caller's context: the writer that it holds is not that caller's.
             self.task = asyncio.create_task(greenlet_spawn(self.commit), context=Context())
-        outcome = await written
+        outcome = await inserted
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -328,7 +328,7 @@ class GroupCommit:
             self.commit_group()
 
     def commit_group(self) -> None:
-        """Write the rows that wait when the transaction begins, and tell their callers."""
+        """Insert the rows that wait when the transaction begins, and tell their callers."""
         group, outcomes = self.waiting, list[Any]()
         try:
             with self.writer.begin() as connection:
@@ -340,8 +340,7 @@ class GroupCommit:
                     try:
                         below.check()
                         cursor = below.retry(partial(below.send, sql, parameters))
-                        changed = sql.startswith("UPDATE")
-                        outcomes.append([(cursor.rowcount if changed else cursor.lastrowid,)])
+                        outcomes.append([(cursor.lastrowid,)])
                     except Exception as error:  # noqa: BLE001 (the caller raises it)
                         outcomes.append(wrapped(error, self.writer.dialect))
                     if time.monotonic() - rested > BUDGET:
@@ -351,9 +350,9 @@ class GroupCommit:
             if self.waiting is group:  # it did not even begin
                 self.waiting = []
             outcomes = [error] * len(group)
-        for (_, _, written), outcome in zip(group, outcomes, strict=True):
-            if not written.cancelled():
-                written.set_result(outcome)
+        for (_, _, inserted), outcome in zip(group, outcomes, strict=True):
+            if not inserted.cancelled():
+                inserted.set_result(outcome)
 
 
 class Dialect(SQLiteDialect_pysqlite):
@@ -365,10 +364,13 @@ class Dialect(SQLiteDialect_pysqlite):
 
     def connect(self, path: str, writes: bool, **options: Any) -> Any:
         # Or SQLite might make a file again, after all, and then use two logs.
-        others = [each for each in Connection.opened if each.path == path]
-        for closing in filter(None, (each.closing for each in others)):  # the last deletes the log
-            await_(asyncio.wait([asyncio.wrap_future(closing)]))
-        for files in (self.files, *(each.files for each in others)):
+        while closing := [
+            asyncio.wrap_future(each.closing)
+            for each in Connection.opened
+            if each.path == path and each.closing and not each.closing.done()
+        ]:
+            await_(asyncio.wait(closing))  # the last one deletes the log
+        for files in (self.files, *(each.files for each in Connection.opened if each.path == path)):
             check_files(files)
         with suppress(OSError):  # a new database is its owner's alone
             os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
@@ -411,5 +413,5 @@ def connect(url: URL, _: URL, __: int, **options: Any) -> Server:
         if not writer.pool.checkedin() and not writer.pool.checkedout():
             writer.sync_engine.connect().close()
 
-    read, write = QuickReads(reader.sync_engine).read, GroupCommit(writer.sync_engine).write
-    return writer, reader, read, write
+    read, insert = QuickReads(reader.sync_engine).read, GroupCommit(writer.sync_engine).insert
+    return writer, reader, read, insert

@@ -634,7 +634,7 @@ def test_11_rows_that_come_during_a_commit_share_the_next_one(
 ) -> None:
     async def test(engines: Database) -> None:
         async def store(i: int) -> None:
-            assert await engines.write(insert_into(T), {"i": i}) == i + 1  # the rowid
+            assert await engines.insert(insert_into(T), {"i": i}) == i + 1  # the rowid
             assert i in rows(file), "answered before it was on the disk"
 
         slow_commit.clear()
@@ -651,7 +651,7 @@ def test_11_row_that_is_refused_leaves_the_others_alone(file: Path) -> None:
     async def test(engines: Database) -> None:
         async with engines.writer.begin() as writing:
             await writing.execute(text("CREATE UNIQUE INDEX one ON t (i)"))
-        inserts = [engines.write(insert_into(T), {"i": i}) for i in (1, 2**70, 2, 1, 3)]
+        inserts = [engines.insert(insert_into(T), {"i": i}) for i in (1, 2**70, 2, 1, 3)]
         outcomes = await asyncio.gather(*inserts, return_exceptions=True)
         errors = [type(outcome) for outcome in outcomes if isinstance(outcome, Exception)]
         assert errors == [OperationalError, IntegrityError]
@@ -669,18 +669,18 @@ def test_11_transaction_that_fails_fails_for_all_who_share_it(
         async with engines.writer.begin() as writing:
             await writing.execute(text("CREATE UNIQUE INDEX one ON t (i)"))
         undo = insert_into(T).prefix_with("OR ROLLBACK")
-        inserts = [engines.write(undo, {"i": i}) for i in (1, 1, 2)]
+        inserts = [engines.insert(undo, {"i": i}) for i in (1, 1, 2)]
         outcomes = await asyncio.gather(*inserts, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [IntegrityError] * 3
         assert rows(file) == []
 
         outside = sqlite3.connect(file, isolation_level=None)
         outside.execute("BEGIN IMMEDIATE")
-        inserts = [engines.write(insert_into(T), {"i": i}) for i in (3, 4)]
+        inserts = [engines.insert(insert_into(T), {"i": i}) for i in (3, 4)]
         outcomes = await asyncio.gather(*inserts, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [OperationalError] * 2
         outside.close()
-        await engines.write(insert_into(T), {"i": 5})
+        await engines.insert(insert_into(T), {"i": 5})
 
     run_with_all(file, test)
     assert rows(file) == [5]
@@ -688,9 +688,9 @@ def test_11_transaction_that_fails_fails_for_all_who_share_it(
 
 def test_11_who_is_cancelled_leaves_the_others_alone(file: Path, slow_commit: list[str]) -> None:
     async def test(engines: Database) -> None:
-        tasks = [asyncio.create_task(engines.write(insert_into(T), {"i": i})) for i in range(6)]
+        tasks = [asyncio.create_task(engines.insert(insert_into(T), {"i": i})) for i in range(6)]
         await asyncio.sleep(0.2)
-        later = [asyncio.create_task(engines.write(insert_into(T), {"i": i})) for i in range(6, 9)]
+        later = [asyncio.create_task(engines.insert(insert_into(T), {"i": i})) for i in range(6, 9)]
         await asyncio.sleep(0)
         for task in (tasks[0], tasks[3], later[0]):
             await cancel(task)
@@ -709,7 +709,7 @@ def test_11_rows_do_not_overtake_who_waits_for_the_writer(file: Path) -> None:
         async def add_rows() -> None:
             while not waited.is_set():
                 await asyncio.sleep(random.uniform(0, 0.02))  # so that some come during a commit
-                await engines.write(insert_into(T), {"i": next(numbers)})
+                await engines.insert(insert_into(T), {"i": next(numbers)})
 
         async def change() -> None:
             await asyncio.sleep(0.1)
@@ -739,7 +739,7 @@ def test_11_rows_are_stored_on_the_loop_which_does_not_wait_for_all_of_them(
 
         loop.call_soon(count)
         ticked = insert_into(T).values(i=func.tick())
-        await asyncio.gather(*(engines.write(ticked, {}) for _ in range(20)))
+        await asyncio.gather(*(engines.insert(ticked, {}) for _ in range(20)))
         assert ticks == ["MainThread"] * 20
         assert {*range(20)} <= {*rounds}, "the loop had to wait for several rows"
         async with engines.writer.begin() as writing:
@@ -771,7 +771,7 @@ def test_12_file_that_is_gone_is_not_used_and_not_made_anew(file: Path, replaced
             if anew:
                 for engine in (writer, reader):
                     await engine.dispose()
-            row = engines.write(insert_into(T), {"i": 3})
+            row = engines.insert(insert_into(T), {"i": 3})
             for use in (insert(writer, 2), row, read(), read_directly()):
                 with pytest.raises(
                     OperationalError, match=r"a\.db was deleted, moved away or repl"

@@ -1,6 +1,7 @@
 """PostgreSQL on three machines under Patroni and etcd, with the files of docs/operate.md."""
 
 import asyncio
+import faulthandler
 import json
 import os
 import re
@@ -237,6 +238,7 @@ def test_leader_is_replaced_without_an_operator(
     url = here.read("# .env\nDATABASE_URL=postgresql").partition("=")[2]
     with serve(url, tmp_path, "--no-access-log") as server:
         for how in [*HOW] * ROUNDS:
+            faulthandler.dump_traceback_later(300, exit=True)  # as pytest's, for each round
             roles = cluster.wait_until_whole()
             leader = roles.pop("leader")
             with writing(server.url) as load:

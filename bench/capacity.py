@@ -20,84 +20,65 @@ NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MariaDB", "re
 Results = dict[str, Any]
 
 
-def cost(results: Results, backend: str, operation: str, part: str) -> float:
-    """Return the processor seconds of a million requests, in the app or in the database."""
-    cells = results["cells"][backend][operation]["roster"]
-    return float(statistics.median(max(cell[part], 0) / cell["rps"] * 1e6 for cell in cells))
+def costs_of(results: Results, backend: str, part: str) -> list[float]:
+    """Return the processor seconds of a million requests of each kind, and of the mixed load.
+
+    ``part`` is "server" or "database": which of the two computes.
+    """
+    found = []
+    for operation in MIX:
+        cells = results["cells"][backend][operation]["roster"]
+        found.append(statistics.median(max(cell[part], 0) / cell["rps"] * 1e6 for cell in cells))
+    shares = sum(cost * share for cost, share in zip(found, MIX.values(), strict=True))
+    return [*found, shares / sum(MIX.values())]
 
 
-def mixed(results: Results, backend: str, part: str) -> float:
-    """Return the processor seconds of a million requests of the mixed load."""
-    shares = (share * cost(results, backend, each, part) for each, share in MIX.items())
-    return sum(shares) / sum(MIX.values())
+def gained(rounds: Results) -> float:
+    """Return how many times as many requests two workers serve as one."""
+    pairs = zip(rounds["1"], rounds["2"], strict=True)
+    return float(statistics.median(two["rps"] / one["rps"] for one, two in pairs))
 
 
-def grid(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [[*headings], *([*row] for row in rows)]
+def grid(headings: str, rows: Iterable[Iterable[str]]) -> str:
+    """Return a table in Markdown; the headings are separated by ``|``."""
+    lines = [headings.split("|"), *([*row] for row in rows)]
     lines.insert(1, ["---"] + ["---:"] * (len(lines[0]) - 1))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def tables(results: Results, found: Results) -> dict[str, str]:
     """Return the tables by their names."""
-    carried, costs, grown = [], [], []
+    carried, costs, grown, kept = list[list[str]](), list[list[str]](), list[list[str]](), []
     for backend, name in NAMES.items():
-        seen = results["mixed"][backend]["roster"]
-        p99 = [f"{seen['kinds'][kind]['p99']:.0f} ms" for kind in ("get", "list", "create")]
-        people = seen["rps"] / 2 * PAUSE
-        rows, stored = max((int(rows), each["mb"]) for rows, each in found[backend].items())
-        carried.append(
-            [name, f"{seen['rps']:,.0f}", *p99, f"{people:,.0f}", f"{1000 * stored / rows:.2f} GB"]
-        )
-        each = [[cost(results, backend, op, part) for op in MIX] for part in ("server", "database")]
-        each = [
-            [*values, mixed(results, backend, part)]
-            for values, part in zip(each, ("server", "database"), strict=True)
-        ]
-        both = [f"{app:,.0f} + {database:,.0f}" for app, database in zip(*each, strict=True)]
-        costs.append([name, *([f"{app:,.0f}" for app in each[0]] if backend == "sqlite" else both)])
-        if backend in results["workers"]:
-            app, database = each[0][-1], each[1][-1]
-            several = results["workers"][backend]
-            arrived = [
-                statistics.median(
-                    two["rps"] / one["rps"]
-                    for one, two in zip(several[op]["1"], several[op]["2"], strict=True)
-                )
-                for op in ("get", "create")
-            ]
-            grown.append([name, *(f"{ratio:.2f}x" for ratio in arrived), f"{app / database:.1f}"])
-    kept = [
-        [
-            f"{int(many):,}",
-            f"{seen['mb']:.0f} MB",
-            f"{seen['p99_alone']:.0f} ms",
-            f"{seen['p99']:.0f} ms",
-        ]
-        for many, seen in results["connections"].items()
-    ]
+        load = results["mixed"][backend]["roster"]
+        p99 = [f"{load['kinds'][kind]['p99']:.0f} ms" for kind in ("get", "list", "create")]
+        people = f"{load['rps'] / 2 * PAUSE:,.0f}"
+        rows, megabytes = max((int(rows), each["mb"]) for rows, each in found[backend].items())
+        room = f"{1000 * megabytes / rows:.2f} GB"
+        carried.append([name, f"{load['rps']:,.0f}", *p99, people, room])
+
+        app, database = (costs_of(results, backend, part) for part in ("server", "database"))
+        texts = [f"{cost:,.0f}" for cost in app]
+        if backend != "sqlite":
+            texts = [f"{text} + {cost:,.0f}" for text, cost in zip(texts, database, strict=True)]
+        costs.append([name, *texts])
+
+        if workers := results["workers"].get(backend):
+            ratios = [f"{gained(workers[operation]):.2f}x" for operation in ("get", "create")]
+            grown.append([name, *ratios, f"{app[-1] / database[-1]:.1f}"])
+    for many, seen in results["connections"].items():
+        p99 = [f"{seen[key]:.0f} ms" for key in ("p99_alone", "p99")]
+        kept.append([f"{int(many):,}", f"{seen['mb']:.0f} MB", *p99])
+    operations = "|".join(results["operations"][operation] for operation in MIX)
     return {
         "carried": grid(
-            [
-                "",
-                "Requests a second",
-                "p99 get",
-                "p99 list",
-                "p99 create",
-                "People",
-                "A million users",
-            ],
-            carried,
+            "|Requests a second|p99 get|p99 list|p99 create|People|A million users", carried
         ),
-        "costs": grid(["", *(results["operations"][op] for op in MIX), "Mixed"], costs),
+        "costs": grid(f"|{operations}|Mixed", costs),
         "grown": grid(
-            ["", "Two workers, get", "Two workers, create", "App cores for one of the database"],
-            grown,
+            "|Two workers, get|Two workers, create|App cores for one of the database", grown
         ),
-        "kept": grid(
-            ["Connections", "Memory of the app", "p99 without them", "p99 with them"], kept
-        ),
+        "kept": grid("Connections|Memory of the app|p99 without them|p99 with them", kept),
     }
 
 

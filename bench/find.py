@@ -40,14 +40,20 @@ SIZE = {  # bytes that the users take, with their indexes
     "mysql": "SELECT sum(data_length + index_length) FROM information_schema.tables"
     " WHERE table_schema = database()",
 }
-TRIGRAM = {
-    "postgresql": "CREATE EXTENSION pg_trgm;\n"
-    "CREATE INDEX ON users USING gin (search_key gin_trgm_ops)",
-    "sqlite": "CREATE VIRTUAL TABLE found USING"
-    " fts5 (search_key, content='users', content_rowid='id', tokenize='trigram');\n"
-    "INSERT INTO found (found) VALUES ('rebuild');\n"
-    "CREATE TRIGGER find AFTER INSERT ON users BEGIN"
-    " INSERT INTO found (rowid, search_key) VALUES (new.id, new.search_key); END",
+TRIGRAM = {  # where to look for a word, and the statements that make it
+    "postgresql": (
+        "users",
+        "CREATE EXTENSION pg_trgm",
+        "CREATE INDEX ON users USING gin (search_key gin_trgm_ops)",
+    ),
+    "sqlite": (
+        "found",
+        "CREATE VIRTUAL TABLE found USING"
+        " fts5 (search_key, content='users', content_rowid='id', tokenize='trigram')",
+        "INSERT INTO found (found) VALUES ('rebuild')",
+        "CREATE TRIGGER find AFTER INSERT ON users BEGIN"
+        " INSERT INTO found (rowid, search_key) VALUES (new.id, new.search_key); END",
+    ),
 }
 GOALS = {100_000: 50, 1_000_000: 1000}  # milliseconds
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -110,15 +116,15 @@ async def measure(url: str, rows: int, grid: Table, label: str, trigram: bool) -
             grid.add_row(label, f"{rows:,}", what, sort, f"{middle:.1f} ms", good, held)
     found["mb"] = round(await size(backend), 1)
     if index := TRIGRAM.get(backend.url.get_backend_name()) if trigram else None:
-        grid.add_row(label, f"{rows:,}", *await compare(backend, index))
+        grid.add_row(label, f"{rows:,}", *await compare(backend, *index))
     await backend.stop()
     return found
 
 
-async def compare(backend: Database, index: str) -> list[str]:
+async def compare(backend: Database, indexed: str, *statements: str) -> list[str]:
     """Return what an index for parts of words gives a rare word, and takes from new users."""
     took = list[list[float]]()
-    for source in ("users", "found" if "fts5" in index else "users"):
+    for source in ("users", indexed):
         ask = select(func.count()).select_from(table(source)).where(text("search_key LIKE '%zzz%'"))
         new = [
             UserCreate(name="Ada Lovelace", email=f"ada.{number}@{len(took)}.org")
@@ -140,11 +146,11 @@ async def compare(backend: Database, index: str) -> list[str]:
         took.append([later - earlier for earlier, later in pairwise(times)])
         if len(took) == 1:
             async with backend.session() as session:
-                for statement in index.split(";\n"):
+                for statement in statements:
                     await (await session.connection()).execute(text(statement))
     create, bulk, search = (after / before for before, after in zip(*took, strict=True))
-    after = f"create {create:.2f}x, bulk {bulk:.2f}x"
-    return ["trigram", "", f"{200 * took[1][2]:.1f} ms", f"{search:.2f}x", after]
+    page = f"{1000 * took[1][2] / 5:.1f} ms"
+    return ["trigram", "", page, f"{search:.2f}x", f"create {create:.2f}x, bulk {bulk:.2f}x"]
 
 
 def main() -> None:

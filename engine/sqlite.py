@@ -363,13 +363,14 @@ class Dialect(SQLiteDialect_pysqlite):
     files: Mapping[str, os.stat_result] = {}  # the database, as the first connection found it
 
     def connect(self, path: str, writes: bool, **options: Any) -> Any:
-        # Or SQLite might make a file again, after all, and then use two logs.
+        # The last connection that closes deletes the log, so wait before the files are compared.
         while closing := [
             asyncio.wrap_future(each.closing)
             for each in Connection.opened
             if each.path == path and each.closing and not each.closing.done()
         ]:
-            await_(asyncio.wait(closing))  # the last one deletes the log
+            await_(asyncio.wait(closing))
+        # Or SQLite might make a file again, after all, and then use two logs.
         for files in (self.files, *(each.files for each in Connection.opened if each.path == path)):
             check_files(files)
         with suppress(OSError):  # a new database is its owner's alone

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -411,11 +412,11 @@ def test_reload_changes_tokens_and_leaves_no_gap(tmp_path: Path) -> None:
 
     def status(token: str) -> int:
         headers = {"Authorization": f"Bearer {token}"}
+        ask = partial(httpx.get, f"{server.url}/users/", headers=headers, verify=NO_TLS)
         try:
-            response = httpx.get(f"{server.url}/users/", headers=headers, verify=NO_TLS)
+            return ask().status_code
         except (httpx.ReadError, httpx.RemoteProtocolError):  # by a worker that was just ending
-            response = httpx.get(f"{server.url}/users/", headers=headers, verify=NO_TLS)
-        return response.status_code
+            return ask().status_code
 
     def starts() -> int:
         return server.printed().count("startup complete")

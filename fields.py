@@ -87,7 +87,7 @@ def searchable(text: str) -> str:
     return unicodedata.normalize("NFKC", plain)
 
 
-def search_key(*texts: str | None) -> str:
+def fold_all(*texts: str | None) -> str:
     """Return the key in which ``q`` is looked for: a line for each text, KEEP for one not given."""
     return "\n".join(KEEP if text is None else searchable(text)[:KEY_MAX] for text in texts)
 

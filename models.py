@@ -13,7 +13,7 @@ from pydantic import MISSING
 from sqlalchemy import Index, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
-from fields import EMAIL_MAX, NAME_MAX, Email, Name, UserId, fold_email, search_key
+from fields import EMAIL_MAX, NAME_MAX, Email, Name, UserId, fold_all, fold_email
 from rows import TABLE, RowId, Versioned, fields_of, key_of, partial, unvalidated
 
 
@@ -43,7 +43,8 @@ class User(Versioned, UserBase, table=True):
     id: int = Field(default=None, primary_key=True, sa_type=RowId)
     name_key: str = key_of("name")
     email_key: str = key_of("email", by=fold_email)
-    search_key: str = key_of("name", "email", by=search_key, server_default=text("''"))
+    # server_default: what older rows have until the migration has filled the column.
+    search_key: str = key_of("name", "email", by=fold_all, server_default=text("''"))
 
 
 class UserCreate(UserBase):

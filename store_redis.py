@@ -41,7 +41,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from sqlalchemy import URL
 
 from engine import SettingsError, codes, hosts, parse_url
-from fields import ID_MAX, fold, fold_email, search_key
+from fields import ID_MAX, fold, fold_all, fold_email
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
 from paging import UserQuery
 from rows import changed_row, new_row, reader_of
@@ -365,7 +365,7 @@ class RedisUserStore:
             row
             for row in rows
             if fold(row.name).startswith(fold(query.name))
-            and all(word in search_key(row.name, row.email) for word in query.words)
+            and all(word in fold_all(row.name, row.email) for word in query.words)
         ]
 
     @verb
@@ -443,7 +443,7 @@ class RedisUserStore:
                 logger.info("%s: %s users lack their search keys.", self.place, f"{count:,}")
             args: list[Any] = []
             for user in map(to_user, rows):
-                keys = fold_email(user.email), search_key(user.name, user.email)
+                keys = fold_email(user.email), fold_all(user.name, user.email)
                 args += [f"{user.id:019}", user.version, *keys]
             await self.run(CONVERT, *args)
             count, *rows = await reading(self.run, OLD)

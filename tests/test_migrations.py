@@ -161,7 +161,7 @@ def copy(folder: Path, old: str, new: str) -> Path:
 
 
 LAST_COLUMN = (
-    '    search_key: str = key_of("name", "email", by=search_key, server_default=text("\'\'"))\n'
+    '    search_key: str = key_of("name", "email", by=fold_all, server_default=text("\'\'"))\n'
 )
 FAX = "    fax: str | None = Field(default=None, max_length=30, index=True)\n"
 SEEN = "    seen_at: datetime | None = Field(default=None, sa_type=engine.UTCMillis)\n"

@@ -23,7 +23,7 @@ from sqlalchemy.engine import URL, make_url
 from test_contract import add, fields, read_all
 from test_start import only_line, start_and_fail
 
-from fields import fold, fold_email, search_key
+from fields import fold, fold_all, fold_email
 from store import Kind, find_fault
 from store_redis import RedisUserStore
 
@@ -65,7 +65,7 @@ def check_keys(redis: Redis) -> None:
         assert padded == f"{int(user['id']):019}"
         assert user["name_key"] == fold(user["name"])
         assert user["email_key"] == fold_email(user["email"])
-        assert user["search_key"] == search_key(user["name"], user["email"])
+        assert user["search_key"] == fold_all(user["name"], user["email"])
     assert redis.hgetall("roster:emails") == {user["email_key"]: i for i, user in users.items()}
     members = sorted(f"{i}\0{user['search_key']}" for i, user in users.items())
     assert redis.zrange("roster:ids", 0, -1) == members

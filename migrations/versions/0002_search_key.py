@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from alembic import context, op
 from alembic.util import CommandError
 
-from fields import fold_email, search_key
+from fields import fold_all, fold_email
 
 revision = "0002"
 down_revision = "0001"
@@ -71,7 +71,7 @@ def fill(connection: sa.Connection, rows: sa.ColumnElement[bool]) -> None:
     connection.execute(sa.update(users).where(ascii_only).values(search_key=texts))
     others = connection.execute(sa.select(users.c.id, users.c.name, users.c.email).where(rows))
     values = [
-        {"row": row.id, "found": search_key(row.name, row.email), "key": fold_email(row.email)}
+        {"row": row.id, "found": fold_all(row.name, row.email), "key": fold_email(row.email)}
         for row in others
     ]
     if values:

@@ -7,11 +7,13 @@ r"""Redis: redis.asyncio, one Lua script to a change, and these keys.
     left out.
 ``roster:emails``
     A hash, email_key -> id: which addresses are taken, and by which user.
-``roster:ids``
-    A sorted set of id + NUL + search_key, which has the lines in which ``q`` looks for words.
-``roster:names``
-    A sorted set of name_key + NUL + id + NUL + search_key. No name has a NUL, so "ada" comes before
-    "ada lovelace".
+``roster:by_id``
+    A sorted set of ids.
+``roster:by_name``
+    A sorted set of name_key + NUL + id. No name has a NUL, so "ada" comes before "ada lovelace".
+``roster:search:<id without its last three digits>``
+    A string: the search keys of these users, at most a thousand. A search makes it, because looking
+    into one text takes a tenth of the time; a change deletes it.
 
 Ids in keys and members have 19 digits, and all scores are 0: Redis sorts such members by their
 bytes, which is the order of code points, and finds a position or a prefix in a million of them as
@@ -21,7 +23,7 @@ A script runs alone and whole, so no client sees half a change. Its first write 
 Redis may reject (memory full, a replica); it comes after everything that the script itself could
 reject. Scripts use keys that are not among their arguments: no Redis Cluster.
 
-A search walks along a sorted set, 2500 members in a script; between two, Redis serves others.
+A search takes several scripts, each of which looks at few users; between two, Redis serves others.
 """
 
 import asyncio
@@ -63,7 +65,7 @@ FROM_TEXT = [reader_of(cast(Any, UserRead.model_fields[field].annotation)) for f
 # A hash that was stored before another field was added has that field's default.
 REQUIRED = {name for name, field in UserRead.model_fields.items() if field.is_required()}
 NULL = "\0"  # stands for null in a script's arguments: no text has a NUL
-PIECE = 2500  # members that a script looks at
+PIECE = 1000  # users at whose hashes a script looks
 
 # The beginning of every script. A hash has a field for every value that isn't null.
 READ = f"""
@@ -82,21 +84,22 @@ local function write(id, first, last)
   redis.call('HSET', user, unpack(values))
   if #nulls > 0 then redis.call('HDEL', user, unpack(nulls)) end
 end
-local function members(id)
-  local keys = redis.call('HMGET', 'roster:user:' .. id, 'name_key', 'search_key')
-  local tail = id .. '\\0' .. (keys[2] or '')
-  return tail, (keys[1] or '') .. '\\0' .. tail
+local function unlist(id, name_key)
+  redis.call('DEL', 'roster:search:' .. string.sub(id, 1, 16))
+  redis.call('ZREM', 'roster:by_id', id)
+  redis.call('ZREM', 'roster:by_name', (name_key or '') .. '\\0' .. id)
 end
-local function add(id)
-  local of_id, of_name = members(id)
-  redis.call('ZADD', 'roster:ids', 0, of_id)
-  redis.call('ZADD', 'roster:names', 0, of_name)
+local function list(id)
+  local name_key = redis.call('HGET', 'roster:user:' .. id, 'name_key') or ''
+  redis.call('DEL', 'roster:search:' .. string.sub(id, 1, 16))
+  redis.call('ZADD', 'roster:by_id', 0, id)
+  redis.call('ZADD', 'roster:by_name', 0, name_key .. '\\0' .. id)
 end
 local function remove(id)
-  local user, of_id, of_name = 'roster:user:' .. id, members(id)
-  redis.call('HDEL', 'roster:emails', redis.call('HGET', user, 'email_key') or '')
-  redis.call('ZREM', 'roster:ids', of_id)
-  redis.call('ZREM', 'roster:names', of_name)
+  local user = 'roster:user:' .. id
+  local name_key, email_key = unpack(redis.call('HMGET', user, 'name_key', 'email_key'))
+  redis.call('HDEL', 'roster:emails', email_key or '')
+  unlist(id, name_key)
   redis.call('DEL', user)
 end
 """
@@ -126,7 +129,7 @@ for _, i in ipairs(free) do
   redis.call('HSET', 'roster:user:' .. id, 'id', short)
   write(id, i + 1, i + wide - 1)
   redis.call('HSET', 'roster:emails', ARGV[i], id)
-  add(id)
+  list(id)
   table.insert(ids, short)
 end
 return {taken, ids}
@@ -136,41 +139,90 @@ HOLDER = """
 local id = redis.call('HGET', 'roster:emails', ARGV[1])
 return id and {read(id)} or {}
 """
-# ARGV: a sorted set, "-" for the highest first, the members between which to look, at how many, for
-# how many users (0: count them only), a prefix of names or "", words. Returns the users, from where
-# to look on, and the count.
-WALK = r"""
-local set, sign, low, high, few, limit, prefix = unpack(ARGV)
+# ARGV: a sorted set, "-" for the highest first, the members between which to look, at how many of
+# them, for how many users, words.
+WALK = """
+local set, sign, low, high, few, limit = unpack(ARGV)
 local range = {'(' .. low, '(' .. high, 'BYLEX', 'LIMIT', 0, few}
 if sign == '-' then range = {'(' .. high, '(' .. low, 'BYLEX', 'REV', 'LIMIT', 0, few} end
-local found, rows, count = redis.call('ZRANGE', set, unpack(range)), {}, 0
-local find, word = string.find, ARGV[8] or ''
-limit = tonumber(limit)
-for _, member in ipairs(found) do
-  if find(member, word, 1, true) then -- perhaps only in the name_key or the id
-    local start = set == 'roster:ids' and 0 or find(member, '\0', 1, true)
-    local id, fits = string.sub(member, start + 1, start + 19), true
-    for i = 8, #ARGV do fits = fits and find(member, ARGV[i], start + 21, true) end
-    if fits and prefix ~= '' then
-      local name_key = redis.call('HGET', 'roster:user:' .. id, 'name_key')
-      fits = string.sub(name_key, 1, #prefix) == prefix
+local rows = {}
+for _, member in ipairs(redis.call('ZRANGE', set, unpack(range))) do
+  local id, fits = string.sub(member, -19), true
+  local search_key = ARGV[7] and redis.call('HGET', 'roster:user:' .. id, 'search_key') or ''
+  for i = 7, #ARGV do fits = fits and string.find(search_key, ARGV[i], 1, true) end
+  if fits then table.insert(rows, read(id)) end
+  if #rows == tonumber(limit) then break end
+end
+return rows
+"""
+# ARGV: what to return ("id", "name": members of a sorted set; "count"), "-" for the highest first,
+# the id after which to look or "", for how many at most, a prefix of names or "", words. Returns
+# the members, the id after which to look on, and the count.
+FIND = rf"""
+local what, sign, after, limit, prefix = unpack(ARGV)
+local find, sub, word = string.find, string.sub, ARGV[6] or ''
+local down, next = sign == '-', {{'+', 'BYLEX', 'LIMIT', 0, 1}}
+if down then next = {{'-', 'BYLEX', 'REV', 'LIMIT', 0, 1}} end
+local looked, found, count, check = 0, {{}}, 0, what == 'name' or prefix ~= '' or #ARGV > 6
+-- Each search key, NUL, the id, and a character that no key has.
+local function text_of(thousand)
+  local key = 'roster:search:' .. thousand
+  local text = redis.call('GET', key)
+  if text then return text end
+  local ids = redis.call('ZRANGE', 'roster:by_id', '[' .. thousand, '(' .. thousand .. 'x', 'BYLEX')
+  looked = looked + #ids
+  for i, id in ipairs(ids) do
+    ids[i] = (redis.call('HGET', 'roster:user:' .. id, 'search_key') or '') .. '\0' .. id .. '\1'
+  end
+  text = table.concat(ids)
+  redis.pcall('SET', key, text) -- unless the memory is full
+  return text
+end
+while looked < {PIECE} do
+  local from = after ~= '' and '(' .. after or down and '+' or '-'
+  local first = redis.call('ZRANGE', 'roster:by_id', from, unpack(next))[1]
+  if not first then return {{found, false, count}} end
+  local thousand, hits = sub(first, 1, 16), {{}}
+  local text = text_of(thousand)
+  local at = find(text, word, 1, true)
+  while at and at <= #text do
+    local stop = find(text, '\1', at, true)
+    if at < stop - 20 then table.insert(hits, sub(text, stop - 19, stop - 1)) end -- not in an id
+    at = find(text, word, stop + 1, true)
+  end
+  for i = 1, #hits do
+    local id = hits[down and #hits + 1 - i or i]
+    local fits = after == '' or (down and id < after) or (not down and id > after)
+    local keys = {{}}
+    if fits and check then
+      keys = redis.call('HMGET', 'roster:user:' .. id, 'name_key', 'search_key')
+      fits = sub(keys[1] or '', 1, #prefix) == prefix
+      for i = 7, #ARGV do fits = fits and find(keys[2] or '', ARGV[i], 1, true) end
+      looked = looked + 1
     end
     if fits then
       count = count + 1
-      if limit > 0 then table.insert(rows, read(id)) end
-      if count == limit then break end
+      if what == 'id' then table.insert(found, id) end
+      if what == 'name' then table.insert(found, (keys[1] or '') .. '\0' .. id) end
+      if count == tonumber(limit) then return {{found, id, count}} end
     end
   end
+  looked, after = looked + 50, thousand .. (down and '000' or '999')
 end
-return {rows, found[tonumber(few)] or false, count}
+return {{found, after, count}}
+"""
+# ARGV: ids.
+ROWS = """
+local rows = {}
+for i, id in ipairs(ARGV) do rows[i] = read(id) end
+return rows
 """
 # The beginning of a change. ARGV: the id, the versions that may be changed or "" for any.
 LOOK = """
 local id = ARGV[1]
 local user = 'roster:user:' .. id
-local version, email_key, search_key =
-  unpack(redis.call('HMGET', user, 'version', 'email_key', 'search_key'))
-local of_id, of_name = members(id)
+local version, email_key, name_key, search_key =
+  unpack(redis.call('HMGET', user, 'version', 'email_key', 'name_key', 'search_key'))
 if not version then return 'not found' end
 if ARGV[2] ~= '' and not string.find(ARGV[2], ' ' .. version .. ' ', 1, true) then
   return 'stale'
@@ -183,9 +235,9 @@ for i = 3, #ARGV, 2 do
   if ARGV[i] == 'email_key' then new_key = ARGV[i + 1] end
   if ARGV[i] == 'search_key' then
     local name, email = string.match(ARGV[i + 1], '^(.*)\n(.*)$')
-    local old_name, old_email = string.match(search_key or '\n', '^(.*)\n(.*)$')
+    local old_name, old_email = string.match(search_key or '', '^(.*)\n(.*)$')
     name, email = name == '\0' and old_name or name, email == '\0' and old_email or email
-    ARGV[i + 1] = name .. '\n' .. email
+    ARGV[i + 1] = search_key and name .. '\n' .. email or '\0' -- the next start makes it
   end
 end
 local holder = redis.call('HGET', 'roster:emails', new_key)
@@ -195,9 +247,8 @@ if #ARGV > 2 then
   redis.call('HINCRBY', user, 'version', 1)
   redis.call('HDEL', 'roster:emails', email_key)
   redis.call('HSET', 'roster:emails', new_key, id)
-  redis.call('ZREM', 'roster:ids', of_id)
-  redis.call('ZREM', 'roster:names', of_name)
-  add(id)
+  unlist(id, name_key)
+  list(id)
 end
 return read(id)
 """
@@ -220,7 +271,7 @@ for i = first, #ARGV, wide do
   local id = ARGV[i]
   write(id, i + 2, i + wide - 1)
   redis.call('HSET', 'roster:emails', ARGV[i + 1], id)
-  add(id)
+  list(id)
 end
 return false
 """
@@ -228,25 +279,27 @@ SET_LAST_ID = """
 if (redis.call('GET', 'roster:last_id') or '0') ~= ARGV[1] then return 'stale' end
 redis.call('SET', 'roster:last_id', ARGV[2])
 """
-# Release 1.0.0 had ids alone in ``roster:by_id``, and names with ids in ``roster:by_name``. ARGV of
-# CONVERT: for each user the id in 19 digits, its version, email_key and search_key.
+# Users of release 1.0.0 have no search_key. ARGV: "+", or "(" and the id below which to look.
 OLD = """
-local rows = {redis.call('ZLEXCOUNT', 'roster:by_id', '-', '+')}
-for i, id in ipairs(redis.call('ZRANGE', 'roster:by_id', 0, 999)) do rows[i + 1] = read(id) end
+local ids = redis.call('ZRANGE', 'roster:by_id', ARGV[1], '-', 'BYLEX', 'REV', 'LIMIT', 0, 1000)
+local rows = {redis.call('ZLEXCOUNT', 'roster:by_id', '-', ARGV[1]), ids[#ids] or false}
+for _, id in ipairs(ids) do
+  if redis.call('HEXISTS', 'roster:user:' .. id, 'search_key') == 0 then
+    table.insert(rows, read(id))
+  end
+end
 return rows
 """
-CONVERT = r"""
+# ARGV: for each user the id in 19 digits, its version, email_key and search_key.
+CONVERT = """
 for i = 1, #ARGV, 4 do
   local id, user = ARGV[i], 'roster:user:' .. ARGV[i]
-  local version, name_key, email_key =
-    unpack(redis.call('HMGET', user, 'version', 'name_key', 'email_key'))
+  local version, email_key = unpack(redis.call('HMGET', user, 'version', 'email_key'))
   if version == ARGV[i + 1] then
     redis.call('HSET', user, 'email_key', ARGV[i + 2], 'search_key', ARGV[i + 3])
     redis.call('HDEL', 'roster:emails', email_key)
     redis.call('HSET', 'roster:emails', ARGV[i + 2], id)
-    add(id)
-    redis.call('ZREM', 'roster:by_id', id)
-    redis.call('ZREM', 'roster:by_name', name_key .. '\0' .. id)
+    list(id)
   end
 end
 """
@@ -309,9 +362,10 @@ class RedisUserStore:
 
     @verb
     async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
-        """Walk along a sorted set and read the hashes of its members, piece by piece in a script.
+        """Walk along a sorted set and read the hashes of its members, in one script.
 
-        In two steps, a user could be renamed in between, and the next page begin elsewhere.
+        In two steps, a user could be renamed in between, and the next page begin elsewhere. A
+        search sorted by name looks at the next names first, and then at all users.
         """
         down, words, prefix = query.descending, query.words, fold(query.name).encode()
 
@@ -325,37 +379,58 @@ class RedisUserStore:
             return [*filter(beyond, await self.holder(query))]
         # 0xff is in no UTF-8: every member with the prefix comes before this.
         low, high = prefix, prefix + b"\xff"
-        if query.name and not query.by_name:
-            if await self.count_names(low) <= PIECE:
-                rows = await self.walk("names", low, high, False, 10 * PIECE, b"", words)
-                return sorted(filter(beyond, rows), key=lambda row: row.id, reverse=down)[:limit]
-            low, high = b"", b"\xff"
+        if query.name and not query.by_name and await self.count_names(low) <= PIECE:
+            rows = await self.walk("by_name", low, high, False, PIECE, PIECE, words)
+            return sorted(filter(beyond, rows), key=lambda row: row.id, reverse=down)[:limit]
         if query.after:
             name = fold(query.after.name).encode() + b"\0" if query.by_name else b""
-            member = name + b"%019d\0" % query.after.id
-            low, high = (low, min(high, member)) if down else (max(low, member + b"\xff"), high)
+            member = name + b"%019d" % query.after.id
+            low, high = (low, min(high, member)) if down else (max(low, member), high)
         if query.by_name:
-            return await self.walk("names", low, high, down, limit, b"", words)
-        return await self.walk("ids", low, high, down, limit, prefix, words)
+            few = PIECE if words else limit
+            rows = await self.walk("by_name", low, high, down, few, limit, words)
+            if not words or len(rows) == limit:
+                return rows
+        elif not (words or prefix):
+            return await self.walk("by_id", low, high, down, limit, limit, ())
+        return await self.find(query, low, high, limit)
 
     async def walk(
-        self, to: str, low: bytes, high: bytes, down: bool, limit: int, prefix: bytes, words: Any
+        self, to: str, low: bytes, high: bytes, down: bool, few: int, limit: int, words: Any
     ) -> list[UserRead]:
-        """Let the script look until there are enough."""
-        few = PIECE if prefix or words else limit
-        rows: list[UserRead] = []
-        rest: Any = True
-        while rest and len(rows) < limit:
-            ends = "-" if down else "+", low, high, few, limit - len(rows)
-            found, rest, _ = await reading(self.run, WALK, f"roster:{to}", *ends, prefix, *words)
-            rows += map(to_user, found)
-            if rest:
-                low, high = (low, rest.encode()) if down else (rest.encode(), high)
-        return rows
+        """Return users among the next few members."""
+        ends = "-" if down else "+", low, high, few, limit
+        return [*map(to_user, await reading(self.run, WALK, f"roster:{to}", *ends, *words))]
 
     async def count_names(self, prefix: bytes) -> int:
         ends = b"[" + prefix, b"[" + prefix + b"\xff"
-        return int(await reading(self.redis.zlexcount, "roster:names", *ends))
+        return int(await reading(self.redis.zlexcount, "roster:by_name", *ends))
+
+    async def find(self, query: UserQuery, low: bytes, high: bytes, limit: int) -> list[UserRead]:
+        """Look at all users, piece by piece, for those that fit."""
+        by_name, down = query.by_name, query.descending
+        what, prefix = "name" if by_name else "id", fold(query.name)
+        rest: Any = f"{query.after.id:019}" if query.after and not by_name else ""
+        rows: list[UserRead] = []
+        members: list[str] = []
+        while rest is not None and len(rows) < limit:
+            args = what, "-" if down else "+", rest, 0 if by_name else limit - len(rows), prefix
+            found, rest, _ = await reading(self.run, FIND, *args, *query.words)
+            if by_name:
+                members += [each for each in found if low < each.encode() < high]
+            else:
+                rows += await self.read(found)
+        members.sort(reverse=down)
+        for first in range(0, len(members), limit):
+            if len(rows) < limit:
+                rows += await self.read(members[first : first + limit])
+        return rows[:limit]
+
+    async def read(self, members: Sequence[str]) -> list[UserRead]:
+        """Return the users of members of a sorted set, but none renamed or deleted meanwhile."""
+        found = await reading(self.run, ROWS, *(each[-19:] for each in members))
+        rows = zip(members, map(to_user, found), strict=True)
+        return [row for each, row in rows if row.id and each[:-20] in ("", fold(row.name or ""))]
 
     async def holder(self, query: UserQuery) -> list[UserRead]:
         """Return the user that has the query's address, if the rest fits too."""
@@ -373,15 +448,13 @@ class RedisUserStore:
         """Count by the positions of the first and the last, which Redis knows, or look at all."""
         if query.email:
             return len(await self.holder(query))
-        low = fold(query.name).encode()
-        high = low + b"\xff"
         if not query.words:
-            return await self.count_names(low)
-        total, rest = 0, True
-        while rest:
-            args = ("+", low, high, PIECE, 0, b"", *query.words)
-            _, rest, found = await reading(self.run, WALK, "roster:names", *args)
-            total, low = total + found, rest and rest.encode()
+            return await self.count_names(fold(query.name).encode())
+        total, rest = 0, ""
+        while rest is not None:
+            args = "count", "+", rest, 0, fold(query.name), *query.words
+            _, rest, found = await reading(self.run, FIND, *args)
+            total += found
         return total
 
     @verb
@@ -437,16 +510,21 @@ class RedisUserStore:
     @verb
     async def convert(self) -> None:
         """Give users of release 1.0.0 their search keys. The next start continues it."""
-        count, *rows = await reading(self.run, OLD)
-        while count:
-            if count % 50_000 < PIECE:
-                logger.info("%s: %s users lack their search keys.", self.place, f"{count:,}")
+        first, below = await reading(self.redis.zrange, "roster:by_id", 0, 0), "+"
+        if not first or await reading(self.redis.hexists, f"roster:user:{first[0]}", "search_key"):
+            return  # it is the last to get it
+        while below:
+            left, last, *rows = await reading(self.run, OLD, below)
             args: list[Any] = []
             for user in map(to_user, rows):
                 keys = fold_email(user.email), fold_all(user.name, user.email)
                 args += [f"{user.id:019}", user.version, *keys]
-            await self.run(CONVERT, *args)
-            count, *rows = await reading(self.run, OLD)
+            if rows:  # look at them again: one that has changed meanwhile is left out
+                if left % 50_000 < 1000:
+                    logger.info("%s: %s users lack their search keys.", self.place, f"{left:,}")
+                await self.run(CONVERT, *args)
+            else:
+                below = last and f"({last}"
 
     @verb
     async def is_durable(self) -> bool:

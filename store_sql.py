@@ -5,7 +5,6 @@ then catches. ``Versioned`` puts the version into each UPDATE and DELETE. A verb
 (``insert_row`` does, too), so that ``verb`` can run it again after a deadlock.
 """
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from itertools import starmap
@@ -17,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine import fetch, get_last_id, insert_row, set_last_id
+from engine import contains, fetch, get_last_id, insert_row, set_last_id
 from faults_sql import email_taken, is_conflict, verb
 from fields import KEY_MAX, fold, fold_email
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
@@ -35,7 +34,7 @@ READ_ONE = READ.where(row_id == bindparam("id"))
 FIND_IDS = select(email_key, row_id).where(email_key.in_(bindparam("keys", expanding=True)))
 ANY_ROW = select(USERS).limit(1)
 INSERT = insert(USERS)
-NEAR = 1000  # rows in which a search by name looks first
+NEAR = 1000  # rows in which a search looks first
 
 
 class SQLUserStore:
@@ -99,11 +98,11 @@ class SQLUserStore:
     async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
         """Select by position, not by offset: the index leads to the first row of any page.
 
-        A search sorted by name looks in the next ``NEAR`` rows first, and then scans the table,
-        because following the index through the whole table would fetch its rows one by one.
+        A search looks in the next ``NEAR`` rows first, and then scans the table, because following
+        an index through the whole table would fetch its rows one by one.
         """
         values = parameters(query) | {"limit": limit}
-        if query.words and query.by_name:
+        if query.words:
             rows = await fetch(self.session, select_page(*shape(query), near=True), values)
             if len(rows) == limit:
                 return [*starmap(UserRow, rows)]
@@ -219,8 +218,8 @@ def select_page(
         rows = in_order(rows, table.name_key, table.id)
     else:
         # No index has this order, so a rare word does not lead along all of one.
-        key = name_key.concat("") if words else name_key
-        rows = in_order(READ.where(*found, *has_words(words)), key, row_id)
+        by = (name_key.concat(""), row_id + 0) if words else (name_key, row_id)
+        rows = in_order(READ.where(*found, *has_words(words)), *by)
     return cast(Select[Any], rows.limit(bindparam("limit")))
 
 
@@ -247,7 +246,7 @@ def conditions(name: bool, email: bool) -> list[ColumnElement[bool]]:
 
 def has_words(count: int, table: Any = USERS.c) -> list[ColumnElement[bool]]:
     """Return the conditions for the words of a search."""
-    return [table.search_key.like(bindparam(f"word{i}"), escape="/") for i in range(count)]
+    return [contains(table.search_key, f"word{i}") for i in range(count)]
 
 
 def shape(query: UserQuery) -> tuple[str, bool, bool, bool, int]:
@@ -266,5 +265,4 @@ def parameters(query: UserQuery) -> dict[str, Any]:
         values["email_key"] = fold_email(query.email)
     if after := query.after:
         values |= {"after_id": after.id, "after_key": fold(after.name)}
-    words = ("%" + re.sub("[/%_]", r"/\g<0>", word) + "%" for word in query.words)
-    return values | {f"word{i}": word for i, word in enumerate(words)}
+    return values | {f"word{i}": word for i, word in enumerate(query.words)}

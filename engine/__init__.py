@@ -18,9 +18,10 @@ from engine.database import SERVERS, Database, NotSQL, Session, fetch, insert_ro
 from engine.direct import WAIT_MAX, Rows
 from engine.errors import codes
 from engine.tables import WrongTables, get_last_id, revisions_in, set_last_id
-from engine.types import UTCMillis
+from engine.types import UTCMillis, contains
 from engine.url import SettingsError, check_certificates, hosts, parse_url
 
 __all__ = ["SERVERS", "WAIT_MAX", "Database", "NotSQL", "Rows", "Session", "SettingsError"]
-__all__ += ["UTCMillis", "WrongTables", "check_certificates", "codes", "fetch", "get_last_id"]
-__all__ += ["hosts", "insert_row", "parse_url", "place_of", "revisions_in", "set_last_id"]
+__all__ += ["UTCMillis", "WrongTables", "check_certificates", "codes", "contains", "fetch"]
+__all__ += ["get_last_id", "hosts", "insert_row", "parse_url", "place_of", "revisions_in"]
+__all__ += ["set_last_id"]

@@ -1,15 +1,16 @@
-"""``UTCMillis``: a time, as SQL stores it."""
+"""``UTCMillis``: a time, as SQL stores it; ``contains``: a part of a text, as SQL finds it."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Dialect
+from sqlalchemy import ColumnElement, Dialect, String, bindparam
 from sqlalchemy.dialects.mysql import DATETIME
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlmodel.sql.sqltypes import UTCDateTime
 
 TEXT = {
@@ -17,6 +18,34 @@ TEXT = {
     "postgresql": "to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')",
     "mysql": "concat({})",
 }
+
+
+class Part(TypeDecorator[str]):
+    """A part of a text, as ``contains`` sends it."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str:
+        mysql = dialect.name == "mysql"
+        return value if mysql else "%" + re.sub("[/%_]", r"/\g<0>", value) + "%"
+
+
+class Contains(GenericFunction[bool]):
+    inherit_cache = True
+
+
+@compiles(Contains)
+def as_condition(element: Contains, compiler: SQLCompiler, **options: Any) -> str:
+    text, part = (compiler.process(each, **options) for each in element.clauses)
+    if compiler.dialect.name == "mysql":  # LIKE takes twice as long there
+        return f"length(replace({text}, {part}, '')) < length({text})"
+    return f"{text} LIKE {part} ESCAPE '/'"
+
+
+def contains(column: ColumnElement[str], part: str) -> ColumnElement[bool]:
+    """Return the condition that a text contains the value of this parameter (to SQLite, A is a)."""
+    return Contains(column, bindparam(part, type_=Part()))
 
 
 class AsText(GenericFunction[Any]):

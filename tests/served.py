@@ -36,9 +36,8 @@ async def wipe() -> None:
             await backend.users.delete_many({})
         case "RedisUserStore":
             async with backend.slots:
-                ids = await backend.redis.zrange("roster:ids", 0, -1)
-                keys = ("emails", "ids", "names", *(f"user:{member[:19]}" for member in ids))
-                await backend.redis.delete(*(f"roster:{key}" for key in keys))
+                keys = {key async for key in backend.redis.scan_iter("roster:*", count=1000)}
+                await backend.redis.delete("roster:none", *(keys - {"roster:last_id"}))
         case _:
             async with open_session() as session:
                 for table in reversed(SQLModel.metadata.sorted_tables):

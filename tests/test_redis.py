@@ -67,11 +67,16 @@ def check_keys(redis: Redis) -> None:
         assert user["email_key"] == fold_email(user["email"])
         assert user["search_key"] == fold_all(user["name"], user["email"])
     assert redis.hgetall("roster:emails") == {user["email_key"]: i for i, user in users.items()}
-    members = sorted(f"{i}\0{user['search_key']}" for i, user in users.items())
-    assert redis.zrange("roster:ids", 0, -1) == members
-    members = sorted(f"{user['name_key']}\0{i}\0{user['search_key']}" for i, user in users.items())
-    assert redis.zrange("roster:names", 0, -1) == members
-    assert redis.dbsize() == len(users) + len(["last_id", "emails", "ids", "names"])
+    assert redis.zrange("roster:by_id", 0, -1) == sorted(users)
+    members = sorted(f"{user['name_key']}\0{i}" for i, user in users.items())
+    assert redis.zrange("roster:by_name", 0, -1) == members
+    texts = [*redis.scan_iter("roster:search:*")]
+    for key in texts:
+        thousand = [i for i in sorted(users) if i.startswith(key.removeprefix("roster:search:"))]
+        text = "".join(f"{users[i]['search_key']}\0{i}\1" for i in thousand)
+        assert redis.get(key) == text
+    keys = len(users) + len(texts) + len(["last_id", "emails", "by_id", "by_name"])
+    assert redis.dbsize() == keys
 
 
 def test_field_that_a_hash_lacks_is_null(url: str, redis: Redis, tmp_path: Path) -> None:
@@ -102,7 +107,7 @@ def test_server_that_may_lose_users_is_warned_of_at_start(
 
 def test_account_that_may_do_no_more_than_it_needs(url: str, redis: Redis, tmp_path: Path) -> None:
     commands = "-@all +evalsha +script|load +get +incr +del +hget +hmget +hset +hdel"
-    commands += " +hexists +hincrby +zadd +zrem +zrange +zlexcount +ping +select"
+    commands += " +hexists +hincrby +zadd +zrem +set +zrange +zlexcount +ping +select"
     rules = ["on", ">secret", "~roster:*", *commands.split()]
     redis.execute_command("ACL SETUSER", "limited", *rules)  # type: ignore[no-untyped-call]  # redis-py's
     limited = make_url(url).set(username="limited", password="secret")
@@ -119,7 +124,7 @@ def test_account_that_may_do_no_more_than_it_needs(url: str, redis: Redis, tmp_p
 
 
 def test_key_of_somebody_else_ends_the_app(url: str, redis: Redis, tmp_path: Path) -> None:
-    redis.set("roster:names", "something")
+    redis.set("roster:by_name", "something")
     line = only_line(start_and_fail(tmp_path, {"DATABASE_URL": url}))
     assert "cannot be used (WRONGTYPE)" in line
 
@@ -179,6 +184,57 @@ def test_search_that_fits_thousands_finds_them_by_id(url: str, tmp_path: Path) -
             assert [user["email"] for user in users] == wanted
 
 
+SEARCHES = [("00", ""), ("7", "a"), ("a 1 b1", ""), ("zz", ""), ("de0", ""), ("b0", "c 9")]
+
+
+@pytest.mark.parametrize("sort", ["id", "-id", "name", "-name"])
+def test_search_in_texts_finds_what_the_users_have(url: str, tmp_path: Path, sort: str) -> None:
+    """Words of digits, which the ids in a text have too; a text that a change has deleted."""
+    chance = random.Random(sort)
+
+    def found(users: list[dict[str, Any]], q: str, name: str) -> list[dict[str, Any]]:
+        fit = [
+            user
+            for user in users
+            if all(word in fold_all(user["name"], user["email"]) for word in q.split())
+            and fold(user["name"]).startswith(name)
+        ]
+        key = "id" if sort.endswith("id") else "name"
+        fit.sort(key=lambda user: (key == "name" and fold(user["name"]), user["id"]))
+        return fit[::-1] if sort.startswith("-") else fit
+
+    with serve(url, tmp_path) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        for first in range(0, 3200, 800):
+            new = [
+                {"name": f"{chance.choice('aBc')} {i % 97}", "email": f"{i * 7}@b{i % 2}.de"}
+                for i in range(first, first + 800)
+            ]
+            client.post("/users/bulk", json=new).raise_for_status()
+        for _ in range(2):  # the second time, with texts that are partly those of the first
+            users = read_all(client, limit=200)
+            for q, name in SEARCHES:
+                wanted = found(users, q, name)
+                assert read_all(client, q=q, name=name, sort=sort, limit=37) == wanted
+                asked: Any = {"q": q, "name": name, "sort": sort, "total": True, "limit": 1}
+                assert client.get("/users/", params=asked).json()["total"] == len(wanted)
+            client.patch(f"/users/{users[5]['id']}", json={"name": "a 007"}).raise_for_status()
+            client.delete(f"/users/{users[2500]['id']}").raise_for_status()
+
+
+def test_change_of_a_user_without_a_search_key_leaves_it_to_the_start(
+    url: str, redis: Redis, tmp_path: Path
+) -> None:
+    """A server that is unreachable at the start has its changes before its users are converted."""
+    with serve(url, tmp_path) as server, httpx.Client(base_url=server.url) as client:
+        path = f"/users/{add(client, 'Ada')['id']}"
+        redis.hdel("roster:user:0000000000000000001", "search_key")
+        client.patch(path, json={"name": "Eve"}).raise_for_status()
+        assert read_all(client, q="eve") == []
+    with serve(url, tmp_path) as server, httpx.Client(base_url=server.url) as client:
+        assert [user["name"] for user in read_all(client, q="eve")] == ["Eve"]
+        check_keys(redis)
+
+
 def test_users_of_1_0_0_get_their_search_keys_at_the_start(
     url: str, redis: Redis, tmp_path: Path
 ) -> None:
@@ -197,7 +253,8 @@ def test_users_of_1_0_0_get_their_search_keys_at_the_start(
     pipeline.set("roster:last_id", len(many))
     pipeline.execute()
     asyncio.run(interrupted_start(url))
-    assert 0 < redis.zcard("roster:by_id") < len(many)
+    done = sum(redis.hexists(f"roster:user:{i:019}", "search_key") for i in many)
+    assert 0 < done < len(many)
     with serve(url, tmp_path) as server, httpx.Client(base_url=server.url) as client:
         assert "users lack their search keys" in server.printed()
         check_keys(redis)
@@ -301,7 +358,7 @@ def test_three_processes_at_once_keep_the_keys_whole(
         assert sorted(ids) == list(range(1, len(ids) + 1))
         check_keys(redis)
         with httpx.Client(base_url=servers[0].url) as client:
-            assert len(read_all(client)) == redis.zcard("roster:ids") > 0
+            assert len(read_all(client)) == redis.zcard("roster:by_id") > 0
         for server in servers:
             assert "Traceback" not in server.printed()
 

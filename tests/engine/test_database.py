@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from conftest import ROOT, full
 from databases import Database as Backend
-from sqlalchemy import func, insert, select, text, union_all
+from sqlalchemy import String, func, insert, select, text, union_all
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 
-from engine import Database, Session, SettingsError, UTCMillis, codes, fetch, insert_row
+from engine import Database, Session, SettingsError, UTCMillis, codes, contains, fetch, insert_row
 
 THEN = datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)
 on_each = pytest.mark.parametrize("database", ["sqlite", "postgresql", "mysql"], indirect=True)
@@ -31,7 +31,10 @@ class Thing(Base, table=True):
     __tablename__ = "things"
 
     id: int = Field(default=None, primary_key=True)
-    name: str = Field(max_length=100, unique=True)
+    name: str = Field(
+        unique=True,
+        sa_type=String(100).with_variant(String(100, collation="utf8mb4_bin"), "mysql"),
+    )
     at: datetime | None = Field(default=None, sa_type=UTCMillis)
 
 
@@ -178,6 +181,35 @@ def test_fetch_and_insert_row_use_a_session_of_another_kind(tmp_path: Path) -> N
         await engine.dispose()
 
     asyncio.run(test())
+
+
+@on_each
+def test_contains_takes_wildcards_for_text(database: Backend) -> None:
+    texts = [
+        "50%",
+        "500",
+        "a_b",
+        "acb",
+        "a\\b",
+        "O'Neill",
+        "o'neill",
+        "élan",
+        "elan",
+        "日本",
+        "x y",
+    ]
+    parts = ["0%", "a_", "\\", "'", "/", "é", "本", "l", "x ", " ", "zz"]
+    condition = contains(THINGS.c.name, "part")
+
+    async def test(database: Database) -> None:
+        async with database.session() as session:
+            session.add_all([Thing(name=text) for text in texts])
+        for part in parts:
+            async with database.session(read_only=True) as session:
+                found = await fetch(session, ALL.where(condition), {"part": part})
+            assert [row[1] for row in found] == [text for text in texts if part in text]
+
+    run(database.url, test)
 
 
 @on_each

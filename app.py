@@ -7,7 +7,7 @@ from fastapi_offline import FastAPIOffline
 
 import auth
 from db import StoreDep
-from errors import (  # what OpenAPI says of the other responses
+from errors import (  # the other responses, as OpenAPI describes them
     HANDLERS,
     LIVE,
     NOT_FOUND,
@@ -51,6 +51,18 @@ async def create_user(user: UserCreate, store: StoreDep, response: Response) -> 
     return created
 
 
+@app.post(
+    "/users/bulk", tags=["users"], status_code=status.HTTP_201_CREATED, responses=SEND | TAKEN
+)
+async def create_users(
+    users: Annotated[list[UserCreate], each(UserCreate)],
+    store: StoreDep,
+    on_conflict: Annotated[Literal["fail", "skip"], Query()] = "fail",
+) -> BulkResult:
+    """Add up to 1000 users (and 1 MiB), all or none; `on_conflict=skip` skips taken addresses."""
+    return BulkOfRows(*await store.add_many(users, skip_taken=on_conflict == "skip"))
+
+
 @app.get("/users/", tags=["users"], responses=READ)
 async def read_users(query: Annotated[UserQuery, Query()], store: StoreDep) -> UserPage:
     """List users, page by page: send `next` as `cursor` until it is null.
@@ -59,6 +71,14 @@ async def read_users(query: Annotated[UserQuery, Query()], store: StoreDep) -> U
     user that is renamed between two pages moves in the list.
     """
     return await read_page(store, query)
+
+
+@app.get("/users/export", tags=["users"], response_class=WholeResponse, responses=READ | EXPORT)
+async def export_users(
+    request: Request, store: StreamStoreDep, format: Format = "jsonl", q: Words = ""
+) -> WholeResponse:
+    """Download every user, or those that `q` finds, sorted by id."""
+    return WholeResponse(request, read_pages(store, q), FIELDS, "users", format)
 
 
 @app.get("/users/{user_id}", tags=["users"], responses=READ | NOT_FOUND | NOT_MODIFIED)
@@ -79,36 +99,16 @@ async def update_user(
     "/users/{user_id}",
     tags=["users"],
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=WRITE | NOT_FOUND | STALE | TAKEN,  # taken: a table of yours refers to the user
+    responses=WRITE | NOT_FOUND | STALE | TAKEN,  # TAKEN: another table refers to the user
 )
 async def delete_user(user_id: UserId, store: StoreDep, if_match: IfMatch) -> None:
     """Delete a user. With `If-Match`, only if it has not changed since."""
     await store.remove(user_id, if_match)
 
 
-@app.post(
-    "/users/bulk", tags=["users"], status_code=status.HTTP_201_CREATED, responses=SEND | TAKEN
-)
-async def create_users(
-    users: Annotated[list[UserCreate], each(UserCreate)],
-    store: StoreDep,
-    on_conflict: Annotated[Literal["fail", "skip"], Query()] = "fail",
-) -> BulkResult:
-    """Add up to 1000 users (and 1 MiB), all or none; `on_conflict=skip` skips taken addresses."""
-    return BulkOfRows(*await store.add_many(users, skip_taken=on_conflict == "skip"))
-
-
-@app.get("/users/export", tags=["users"], response_class=WholeResponse, responses=READ | EXPORT)
-async def export_users(
-    request: Request, store: StreamStoreDep, format: Format = "jsonl", q: Words = ""
-) -> WholeResponse:
-    """Download every user, or those that `q` finds, sorted by id."""
-    return WholeResponse(request, read_pages(store, q), FIELDS, "users", format)
-
-
 @app.get("/livez", tags=["health"], responses=LIVE)
 async def live() -> dict[str, str]:
-    """Return 200 while the process serves. No database is asked."""
+    """Return 200 while the process serves. It does not ask the database."""
     return {"status": "ok"}
 
 

@@ -6,18 +6,22 @@ transactions compares the mark, so a second copy takes over, and the first one e
 """
 
 import asyncio
+import codecs
 import csv
 import hashlib
+import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
 import sys
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
-from functools import wraps
+from functools import cache, wraps
 from itertools import chain, islice
 from json import JSONDecodeError
 from pathlib import Path
@@ -33,12 +37,14 @@ from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import app as every_table  # noqa: F401 (it imports every module that has tables)
+from auth import WEB
 from db import get_settings, open_backend
 from engine import Database, SettingsError, get_last_id
 from engine import set_last_id as set_table_last_id
 from errors import FAULTS
 from export import TO_JSON, Format, plain_cell, read_pages, to_pieces
-from fields import fold_email
+from fields import INVISIBLE as NOT_SEEN
+from fields import fold_email, searchable
 from lifespan import StartError, open_store, start
 from limits import read_json
 from models import FIELDS, UserCreate, UserRead
@@ -54,6 +60,14 @@ SEE = "INSERT INTO seen VALUES (?, ?) ON CONFLICT DO UPDATE SET line = line RETU
 # An export has these, and the database gives them: an import leaves them out.
 GIVEN = {*FIELDS} - UserCreate.model_fields.keys()
 NEEDED = {name for name, field in UserCreate.model_fields.items() if field.is_required()}
+ADDRESS = re.compile(r"[^\s<>()[\]\"',;:|@]+@[^\s<>()[\]\"',;:|@]+\.[^\s<>()[\]\"',;:|@.]+")
+# What stands for a sign of an address, or around one, as on a web page.
+AROUND = {
+    r" ?[\[({] ?(at|@) ?[\])}] ?": "@",
+    r" ?[\[({] ?(dot|\.) ?[\])}] ?": ".",
+    r"mailto:|\?\S*": " ",
+}
+INVISIBLE = re.compile(f"[{NOT_SEEN}]")
 # The defaults would print variables, and so passwords, in tracebacks.
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -362,7 +376,10 @@ async def import_users(
     name: Annotated[str, typer.Argument(metavar="FILE", help="- is standard input.")],
     dry_run: Annotated[bool, typer.Option(help="Say the same, and store nothing.")] = False,
     names: Annotated[
-        str, typer.Option("--name", metavar="COLUMN[,COLUMN]", help="The name's columns.")
+        str,
+        typer.Option(
+            "--name", metavar="COLUMN[,COLUMN]", help="The name's columns, or their numbers."
+        ),
     ] = "",
     address: Annotated[str, typer.Option(metavar="COLUMN", help="The address's column.")] = "",
     encoding: Annotated[str, typer.Option(help="For example, windows-1252.")] = "utf-8-sig",
@@ -370,18 +387,19 @@ async def import_users(
 ) -> None:
     """Add the users of a CSV file, or of JSON Lines.
 
-    CSV needs a header. Its columns are name and email, unless --name and --address say otherwise.
+    It guesses the columns of the name and the address, and says which; --dry-run says only that.
     Rejected rows are listed, with their lines, on standard error. The others are stored.
     """
     told = {"name": names.split(","), "email": [address]}
-    columns = {field: titles for field, titles in told.items() if titles != [""]}
+    told = {field: titles for field, titles in told.items() if titles != [""]}
     stored = refused = line = 0
     with open_file(name) as file, closing(sqlite3.connect("")) as addresses:
         # A database without a name is a temporary file: however many addresses have been seen, they
         # take no memory.
         addresses.execute("CREATE TABLE seen (email_key TEXT PRIMARY KEY, line INTEGER)")
-        total = sum(1 for _ in read_rows(file, encoding, columns))  # Stop, if one is unreadable
-        rows = read_rows(file, encoding, columns)
+        # Stop, if a row is unreadable.
+        total = sum(1 for _ in read_rows(file, encoding, told, say=True))
+        rows = read_rows(file, encoding, told)
         async with opened(database_url(url)) as backend:
             try:
                 with bar("Checking" if dry_run else "Importing", total) as advance:
@@ -437,28 +455,42 @@ def open_file(name: str) -> Iterator[IO[bytes]]:
     with tempfile.TemporaryFile() as copy:
         try:
             with open(0 if name == "-" else name, "rb") as file:
-                shutil.copyfileobj(file, copy)
+                utf16 = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+                source = codecs.EncodedFile(file, "utf-8", "utf-16") if utf16 else file
+                shutil.copyfileobj(source, copy)
         except OSError as error:
             raise Stop(f"{name}: {error.strerror}") from None
+        except UnicodeError:
+            raise Stop(f"{name}: not UTF-16, as its first two bytes say.") from None
         yield copy
 
 
-Columns = dict[str, list[str]]  # of a field: the titles of the columns that make it, in order
+Titles = dict[str, list[str]]  # of a field: the columns that make it, in order
+Columns = dict[str, list[int]]
+
+
+@cache
+def rules() -> dict[str, Any]:
+    """Return the words by which the page guesses, too: see web/guess.js."""
+    return cast(dict[str, Any], json.loads((WEB / "guess.json").read_text("utf-8")))
 
 
 def read_rows(
-    file: IO[bytes], encoding: str = "utf-8-sig", columns: Columns | None = None
+    file: IO[bytes], encoding: str = "utf-8-sig", told: Titles | None = None, say: bool = False
 ) -> Iterator[Row]:
-    """Yield all rows of a file. Raises Stop if it is not CSV with a header, or JSON Lines."""
+    """Yield all rows of a file. Raises Stop if it is neither CSV nor JSON Lines."""
     file.seek(0)
-    first = next(read_lines(file, encoding), "")
-    if not first:
-        raise Stop("The file is empty.")
+    head = file.read(4000).decode("latin-1")
     file.seek(0)
     lines = read_lines(file, encoding)
-    if first.lstrip().startswith("{"):
+    if re.match(r"(\xef\xbb\xbf)?\s*\{", head):
         return read_jsonl(lines)
-    return read_csv(lines, max(",;\t|", key=first.count), columns or {})
+    for sign, sentence in rules()["no_list"]:
+        if re.search(sign, head, re.IGNORECASE):
+            raise Stop(sentence)
+    if len(re.findall(r"[\0-\x08\x0e-\x19\x1b-\x1f]", head)) > len(head) / 500:
+        raise Stop(rules()["no_text"])
+    return read_csv(lines, told or {}, say)
 
 
 def read_lines(file: IO[bytes], encoding: str) -> Iterator[str]:
@@ -476,39 +508,180 @@ def read_lines(file: IO[bytes], encoding: str) -> Iterator[str]:
             raise Stop(f"line {number}: not {which}. Name another with --encoding.") from None
 
 
-def read_csv(lines: Iterator[str], separator: str, told: Columns) -> Iterator[Row]:
-    """Yield the rows of CSV (RFC 4180)."""
-    reader = csv.reader(lines, strict=True, delimiter=separator)
+def read_csv(lines: Iterator[str], told: Titles, say: bool) -> Iterator[Row]:
+    """Yield the rows of CSV (RFC 4180); say which columns are taken, unless the header is exact."""
+    head = [*islice(lines, 50)]
+    if not head:
+        raise Stop("The file is empty.")
+    excel = re.fullmatch(r'"?sep=(.)"?\s*', head[0])  # the first line says which separator follows
+    separator = excel[1] if excel else max(",;\t|", key=lambda mark: agreement(head, mark))
+    skipped = 1 if excel else 0
+    reader = csv.reader(chain(head[skipped:], lines), strict=True, delimiter=separator)
+    rows = ((reader.line_num + skipped, row) for row in reader if any(map(str.strip, row)))
     try:
-        titles = next(reader)
-        header = [as_title(cell) for cell in titles]
-        unknown = [title for title in header if title not in FIELDS]
-        wanted = {"name": ["name"], "email": ["email"], **told}
-        if not told:
-            wanted |= {title: [title] for title in header if title in FIELDS}
-        for title in chain(*wanted.values()):
-            if header.count(as_title(title)) != 1:
-                there = ", ".join(ascii(cell)[1:-1] for cell in titles)[:300]
-                raise Stop(
-                    f"line 1: no column {title!a}, or two. There are: {there}."
-                    " Name them: --name COLUMN[,COLUMN] --address COLUMN"
-                )
-        if unknown and not told:
-            raise Stop(f"line 1: the column {unknown[0][:100]!r} is unknown.")
-        for cells in reader:
-            if len(cells) == len(header):
-                row = dict(zip(header, map(plain_cell, cells), strict=True))
-                user = {
-                    field: " ".join(filter(None, (row[as_title(title)] for title in parts)))
-                    for field, parts in wanted.items()
-                }
+        first = [*islice(rows, 500)]
+        sample = [row for _, row in first]
+        titles = [title.strip().lower() for title in sample[0]]
+        exact = not told and NEEDED <= {*titles} <= {*FIELDS} and len({*titles}) == len(titles)
+        if exact:
+            header, columns = 0, {title: [number] for number, title in enumerate(titles)}
+        else:
+            header, columns = find_columns(sample, told)
+            if say:
+                print(describe(sample[header] if header >= 0 else [], columns), file=sys.stderr)
+        wide = len(sample[max(header, 0)])
+        for line, row in chain(first[header + 1 :], rows):
+            if len(row) != wide:
+                yield line, f"{len(row)} cells, but the header has {wide}"
+            elif exact:
+                user = {field: plain_cell(row[number]) for field, [number] in columns.items()}
                 # An empty cell is a field that is not there, if it need not be there.
-                given = {field: text for field, text in user.items() if text or field in NEEDED}
-                yield reader.line_num, check(given)
-            elif cells:  # an empty line is none
-                yield reader.line_num, f"{len(cells)} cells, but the header has {len(header)}"
+                yield line, check({f: text for f, text in user.items() if text or f in NEEDED})
+            else:
+                yield line, check(to_person(row, columns))
     except csv.Error as error:
-        raise Stop(f"line {reader.line_num}: not CSV: {error}.") from None
+        raise Stop(f"line {reader.line_num + skipped}: not CSV: {error}.") from None
+
+
+def describe(titles: list[str], columns: Columns) -> str:
+    """Return a sentence that says which columns are taken."""
+    name, address = (
+        " + ".join(
+            repr(titles[number].strip())[1:-1] if titles else f"column {number + 1}"
+            for number in columns[field]
+        )
+        for field in ("name", "email")
+    )
+    return f"The name is in {name}, the address in {address}."
+
+
+def agreement(head: list[str], mark: str) -> int:
+    """Return how many of the first lines agree that this is the separator."""
+    try:
+        rows = [row for row in csv.reader(head, delimiter=mark) if len(row) > 1]
+    except csv.Error:
+        return 0
+    return max(Counter(map(len, rows)).values(), default=0) + sum(map(has_address, rows))
+
+
+def has_address(row: list[str]) -> bool:
+    return any(map(ADDRESS.search, row))
+
+
+def plain_title(title: str) -> str:
+    """Return a title without accents, case, signs, and what is in brackets."""
+    return re.sub(r"[\W_]", "", searchable(re.sub(r"[\[(].*?[\])]", "", title)))
+
+
+@cache
+def words() -> list[tuple[str, str, bool]]:
+    """Return the role of a title, the title, and whether it may be part of a longer one."""
+    roles: dict[str, str] = rules()["titles"]
+    titles = [(role, title) for role, those in roles.items() for title in those.split(", ")]
+    return [(role, plain_title(title), title.endswith("*")) for role, title in titles]
+
+
+def role(title: str) -> str | None:
+    """Return what a column's title says that it holds: the whole title, or the longest word."""
+    key = plain_title(title)
+    exact = [role for role, word, _ in words() if word == key]
+    parts = [(role, word) for role, word, part in words() if part and word in key]
+    if exact or not parts:
+        return exact[0] if exact else None
+    found = max(parts, key=lambda part: len(part[1]))[0]
+    other = re.search(f"{rules()['no_name']}|{rules()['beside']}", key)
+    return None if other and found != "mail" else found
+
+
+def find_columns(rows: list[list[str]], told: Titles) -> tuple[int, Columns]:
+    """Return the header's row (-1: none), and the columns of the name and of the address.
+
+    It guesses as web/guess.js does what it is not told. Raises Stop if that is not clear.
+    """
+    wide = max(map(len, rows))
+    wanted = {field: [*map(as_title, titles)] for field, titles in told.items()}
+    flat = [*chain(*wanted.values())]
+
+    def mail_column(header: int) -> tuple[float, int]:
+        """Return how well the best column of addresses fits, and its number."""
+        best = 0.0, -1
+        for number in range(wide):
+            title = cell(rows[header], number) if header >= 0 else ""
+            found = sum(bool(ADDRESS.search(cell(row, number))) for row in rows[header + 1 :])
+            named = role(title) == "mail"
+            beside = re.search(rules()["beside"], plain_title(title))
+            score = (found + named / 2) * (0.1 if beside else 2 if named else 1)
+            best = max(best, (score, number), key=lambda one: one[0])
+        return best
+
+    def is_header(row: list[str]) -> bool:
+        titles = [*map(as_title, row)]
+        if told:
+            return all(titles.count(title) == 1 for title in flat)
+        known = len([*filter(None, titles)]) >= min(2, wide) and any(map(role, titles))
+        return known and not has_address(row)
+
+    headers = [number for number, row in enumerate(rows[:30]) if is_header(row)]
+    header = max(headers, key=lambda number: mail_column(number)[0], default=-1)
+    titles = [cell(rows[header], number) if header >= 0 else "" for number in range(wide)]
+    columns = {"name": [], "email": [number for number in [mail_column(header)[1]] if number >= 0]}
+    columns["name"] = name_columns(titles, rows[header + 1 :], columns["email"])
+    for field, those in wanted.items():
+        if header >= 0:
+            columns[field] = [[*map(as_title, titles)].index(title) for title in those]
+        else:
+            columns[field] = [int(t) - 1 for t in those if t.isdecimal() and 0 < int(t) <= wide]
+    quoted = wide == 1 and re.search(r"[,;\t|]", rows[max(header, 0)][0])  # each line as a whole
+    if quoted or not all(columns.values()):
+        there = ", ".join(repr(title)[1:-1] for title in rows[max(header, 0)])[:300]
+        raise Stop(
+            f"The columns of the name and the address are not clear. There are: {there}. Name them,"
+            " or number them if there is no header: --name COLUMN[,COLUMN] --address COLUMN"
+        )
+    return header, columns
+
+
+def name_columns(titles: list[str], rows: list[list[str]], mail: list[int]) -> list[int]:
+    """Return the columns that make the name, in order."""
+    found: dict[str | None, int] = {}
+    for number, title in enumerate(titles):
+        found.setdefault(role(title), number)
+    first, last = (part if part in found else "name" for part in ("first", "last"))
+    order = [first, "middle", last]
+    if re.search(rules()["last_first"], plain_title(titles[found.get("last", 0)])):
+        order = [last, first, "middle"]
+    parts = [found[part] for part in order if part in found and first != last]
+    whole = [found[part] for part in ("whole", "name") if part in found][:1]
+    if not parts and not whole:
+        return [number for number in range(len(titles)) if number not in mail and len(titles) == 2]
+
+    def filled(numbers: list[int]) -> int:
+        return sum(any(cell(row, number) for number in numbers) for row in rows)
+
+    return parts if filled(parts) >= max(1, filled(whole)) or not whole else whole
+
+
+def cell(row: list[str], number: int) -> str:
+    """Return a cell on one line, without what programs put around a value; "" if there is none."""
+    text = plain_cell(INVISIBLE.sub("", row[number])) if number < len(row) else ""
+    return " ".join(re.sub(r'^="(.*)"$', r"\1", text).split())
+
+
+def to_person(row: list[str], columns: Columns) -> dict[str, str]:
+    """Return the name and the address in the cells of these columns."""
+    name, text = (
+        " ".join(filter(None, (cell(row, number) for number in columns[field])))
+        for field in ("name", "email")
+    )
+    plain = text
+    for pattern, sign in AROUND.items():
+        plain = re.sub(pattern, sign, plain, flags=re.IGNORECASE)
+    found = ADDRESS.search(plain)
+    if found and (not name or ADDRESS.search(name)):
+        # "Ada <ada@example.com>" has a name, too; ada.lovelace@example.com makes one.
+        beside = ADDRESS.sub(" ", re.sub("<[^>]*>", " ", name or text)).strip(" \"'")
+        name = beside or re.sub("[._-]+", " ", found[0].partition("@")[0].partition("+")[0]).title()
+    return {"name": name, "email": found[0] if found else text}
 
 
 def as_title(text: str) -> str:
@@ -536,7 +709,7 @@ def check(data: Any) -> UserCreate | str:
         reasons = []
         for found in error.errors(include_input=False)[:10]:
             # The name of an unknown field comes from the file, and may be made to fool a terminal.
-            loc = [ascii(part)[1:-1][:100] for part in found["loc"]]
+            loc = [repr(str(part))[1:-1][:100] for part in found["loc"]]
             reasons.append(": ".join([*loc, found["msg"].removeprefix("Value error, ")]))
         return "; ".join(reasons)
 

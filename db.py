@@ -73,8 +73,8 @@ def get_backend() -> Backend:
 
 
 def open_session(read_only: bool = False) -> AsyncSession:
-    """Return a session for an ``async with`` block: it commits, or an exception rolls back."""
-    backend = get_backend()
+    """Return a session for an ``async with`` block, which commits; an exception rolls back."""
+    backend = get_backend()  # with MongoDB and Redis, a session raises NotSQL when it is used
     return Session(backend if isinstance(backend, Database) else None, read_only)
 
 
@@ -91,10 +91,10 @@ StreamSessionDep = Annotated[AsyncSession, Depends(get_session)]  # ends when al
 
 
 async def get_store(session: SessionDep) -> UserStore:
-    """Return the store of users: on SQL, one in the session; else it is the backend itself."""
-    if isinstance(session, Session) and session.database is None:
+    """Return the store of users: on SQL, one that uses the session; else the backend itself."""
+    if isinstance(session, Session) and session.database is None:  # MongoDB or Redis
         return cast(UserStore, get_backend())
     return SQLUserStore(session)
 
 
-StoreDep = Annotated[UserStore, Depends(get_store, scope="function")]
+StoreDep = Annotated[UserStore, Depends(get_store)]

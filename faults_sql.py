@@ -66,7 +66,7 @@ T = TypeVar("T")
 S = TypeVar("S", bound=InSession)
 
 
-def verb(
+def retry_if_busy(
     work: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
     """Roll a verb back if it fails; retry it, twice at most, if another transaction won.

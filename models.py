@@ -27,8 +27,8 @@ class UserBase(SQLModel):
 class User(Versioned, UserBase, table=True):
     """The table. ``Versioned`` adds ``created_at``, ``updated_at`` and ``version``.
 
-    The database compares, sorts and searches by the keys, which clients never see. A key follows
-    its field whenever a row is written. Two addresses that differ only in case have one
+    The database compares, sorts and searches by the keys, which clients never see. Each write
+    computes them from their fields again. Two addresses that differ only in case have one
     ``email_key``. A search looks for its words in ``search_key``.
     """
 
@@ -43,7 +43,7 @@ class User(Versioned, UserBase, table=True):
     id: int = Field(default=None, primary_key=True, sa_type=RowId)
     name_key: str = key_of("name")
     email_key: str = key_of("email", by=fold_email)
-    # server_default: what older rows have until the migration has filled the column.
+    # server_default: older rows have it until the migration fills the column.
     search_key: str = key_of("name", "email", by=fold_all, server_default=text("''"))
 
 
@@ -58,7 +58,7 @@ class UserCreate(UserBase):
 
 @partial
 class UserUpdate(UserCreate):
-    """What a client sends to change a user: each field may be absent, and then stays."""
+    """What a client sends to change a user. A field that it omits keeps its value."""
 
     model_config = {"json_schema_extra": {"examples": [{"name": "Rear Admiral Hopper"}]}}
 
@@ -90,7 +90,7 @@ class BulkResult(SQLModel):
 
 # What stores return as UserRead, UserPage and BulkResult: classes with the same fields, but not
 # validated again, because every row was validated before it was stored.
-FIELDS = fields_of(UserRead)
+FIELDS = fields_of(UserRead)  # their names, in the order in which UserRow takes its values
 UserRow = unvalidated(UserRead)
 PageOfRows = unvalidated(UserPage)
 BulkOfRows = unvalidated(BulkResult)

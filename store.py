@@ -175,7 +175,7 @@ P = ParamSpec("P")
 S = TypeVar("S", bound=Pooled)
 
 
-def verb(
+def in_slot(
     work: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
     """Let a verb wait for a slot first, ``WAIT_MAX`` at most. Raises Fault.

@@ -36,7 +36,7 @@ from fields import ID_MAX, KEEP, KEY_MAX, fold, fold_email
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
 from paging import UserQuery
 from rows import changed_row, follow, new_row
-from store import EmailTaken, Kind, NotFound, StaleVersion, by_code, logger, new_rows, verb
+from store import EmailTaken, Kind, NotFound, StaleVersion, by_code, in_slot, logger, new_rows
 
 Document = dict[str, Any]
 NO_TRANSACTIONS = 20  # MongoDB's IllegalOperation: how a standalone server answers to one
@@ -88,7 +88,7 @@ class MongoUserStore:
     def codes(self, error: Exception) -> list[str]:
         return mongo_codes(error)
 
-    @verb
+    @in_slot
     async def add(self, new: UserCreate) -> UserRead:
         """Insert a document; the unique index says whether the address is free."""
         document = new_document(await self.take_ids(1), new.model_dump())
@@ -98,7 +98,7 @@ class MongoUserStore:
             raise EmailTaken([("body", "email")]) from None
         return to_user(document)
 
-    @verb
+    @in_slot
     async def add_many(
         self, new: Sequence[UserCreate], skip_taken: bool
     ) -> tuple[list[UserRead], list[str]]:
@@ -145,7 +145,7 @@ class MongoUserStore:
         found = self.users.find({"email_key": {"$in": [*places]}}, {"email_key": 1, "_id": 0})
         return {places[document["email_key"]] async for document in found}
 
-    @verb
+    @in_slot
     async def get(self, user_id: int) -> UserRead:
         """Find a document by its primary key."""
         document = await self.for_reading.find_one({"_id": user_id}, SEEN)
@@ -153,7 +153,7 @@ class MongoUserStore:
             raise NotFound
         return to_user(document)
 
-    @verb
+    @in_slot
     async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
         """Find by position, not by skip: the index leads to the first document of any page."""
         wanted = fits(query)
@@ -175,12 +175,12 @@ class MongoUserStore:
         await asyncio.wait([reading])
         return [*map(to_user, await reading)]
 
-    @verb
+    @in_slot
     async def count(self, query: UserQuery) -> int:
         """Count documents; the more match, the longer it takes."""
         return await self.for_reading.count_documents(fits(query))
 
-    @verb
+    @in_slot
     async def change(
         self, user_id: int, update: UserUpdate, if_match: Collection[int] | None
     ) -> UserRead:
@@ -201,21 +201,21 @@ class MongoUserStore:
             await self.say_why(user_id)
         return to_user(document)
 
-    @verb
+    @in_slot
     async def remove(self, user_id: int, if_match: Collection[int] | None) -> None:
         """Compare the version and delete, as one operation on the document."""
         result = await self.users.delete_one(with_version(user_id, if_match))
         if not result.deleted_count:
             await self.say_why(user_id)
 
-    @verb
+    @in_slot
     async def ping(self) -> None:
         """Find a document, with all fields, and the counter, which ``start`` makes last."""
         await self.for_reading.find_one({})
         if await self.counters.find_one({"_id": "users"}) is None:
             raise AutoReconnect("not set up yet")  # it was unreachable when the app started
 
-    @verb
+    @in_slot
     async def restore(self, users: Sequence[UserRead], gone: Sequence[int], last_id: int) -> None:
         """Delete and insert documents in a transaction, which changes the counter's too."""
         documents = [
@@ -235,20 +235,20 @@ class MongoUserStore:
         except BulkWriteError as error:
             raise (EmailTaken([]) if is_conflict(error) else error) from None
 
-    @verb
+    @in_slot
     async def last_id(self) -> int:
         """Find the counter."""
         counter = await self.counters.find_one({"_id": "users"})
         return int(counter["last"]) if counter else 0
 
-    @verb
+    @in_slot
     async def set_last_id(self, last_id: int, before: int) -> None:
         """Set the counter."""
         counter = {"_id": "users", "last": before}, {"$set": {"last": Int64(last_id)}}
         if not (await self.counters.update_one(*counter)).matched_count:
             raise StaleVersion("counter")
 
-    @verb
+    @in_slot
     async def start(self) -> None:
         """Make the indexes and the counter that are missing.
 

@@ -47,7 +47,7 @@ from fields import ID_MAX, fold, fold_all, fold_email
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
 from paging import UserQuery
 from rows import changed_row, new_row, reader_of
-from store import EmailTaken, Kind, NotFound, StaleVersion, by_code, logger, new_rows, verb
+from store import EmailTaken, Kind, NotFound, StaleVersion, by_code, in_slot, logger, new_rows
 
 # The word that Redis begins an error with, or the name of a class of exceptions.
 KINDS = by_code(
@@ -332,7 +332,7 @@ class RedisUserStore:
         except EmailTaken:
             raise EmailTaken([("body", "email")]) from None
 
-    @verb
+    @in_slot
     async def add_many(
         self, new: Sequence[UserCreate], skip_taken: bool
     ) -> tuple[list[UserRead], list[str]]:
@@ -352,7 +352,7 @@ class RedisUserStore:
             new[i].email for i in taken
         ]
 
-    @verb
+    @in_slot
     async def get(self, user_id: int) -> UserRead:
         """Read a hash."""
         texts = await reading(self.redis.hmget, f"roster:user:{user_id:019}", FIELDS)
@@ -360,7 +360,7 @@ class RedisUserStore:
             raise NotFound
         return to_user(texts)
 
-    @verb
+    @in_slot
     async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
         """Walk along a sorted set and read the hashes of its members, in one script.
 
@@ -443,7 +443,7 @@ class RedisUserStore:
             and all(word in fold_all(row.name, row.email) for word in query.words)
         ]
 
-    @verb
+    @in_slot
     async def count(self, query: UserQuery) -> int:
         """Count by the positions of the first and the last, which Redis knows, or look at all."""
         if query.email:
@@ -457,7 +457,7 @@ class RedisUserStore:
             total += found
         return total
 
-    @verb
+    @in_slot
     async def change(
         self, user_id: int, update: UserUpdate, if_match: Collection[int] | None
     ) -> UserRead:
@@ -467,7 +467,7 @@ class RedisUserStore:
             fields = changed_row(User, fields)
         return to_user(await self.run_on(CHANGE, user_id, if_match, *to_texts(fields)))
 
-    @verb
+    @in_slot
     async def remove(self, user_id: int, if_match: Collection[int] | None) -> None:
         """Let the script compare the version, and delete."""
         await self.run_on(REMOVE, user_id, if_match)
@@ -476,7 +476,7 @@ class RedisUserStore:
         """Read the first user by name."""
         await self.page(UserQuery(sort="name"), 1)
 
-    @verb
+    @in_slot
     async def restore(self, users: Sequence[UserRead], gone: Sequence[int], last_id: int) -> None:
         """Let the script look whether ids and addresses are free, and store the users."""
         rows = [new_row(User, {field: getattr(user, field) for field in FIELDS}) for user in users]
@@ -486,12 +486,12 @@ class RedisUserStore:
         if said:
             raise StaleVersion("counter") if said == "stale" else EmailTaken([])
 
-    @verb
+    @in_slot
     async def last_id(self) -> int:
         """Read the counter."""
         return int(await reading(self.redis.get, "roster:last_id") or 0)
 
-    @verb
+    @in_slot
     async def set_last_id(self, last_id: int, before: int) -> None:
         """Let the script compare the counter, and set it."""
         if await self.run(SET_LAST_ID, before, last_id):
@@ -507,7 +507,7 @@ class RedisUserStore:
                 self.place,
             )
 
-    @verb
+    @in_slot
     async def convert(self) -> None:
         """Give users of release 1.0.0 their search keys. The next start continues it."""
         first, below = await reading(self.redis.zrange, "roster:by_id", 0, 0), "+"
@@ -526,7 +526,7 @@ class RedisUserStore:
             else:
                 below = last and f"({last}"
 
-    @verb
+    @in_slot
     async def is_durable(self) -> bool:
         """Ask for the settings; False if this user may not."""
         try:

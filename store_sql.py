@@ -1,8 +1,9 @@
 """SQLite, PostgreSQL, MySQL and MariaDB: SQLModel and SQLAlchemy, in the session of the request.
 
 The unique constraint on ``email_key`` decides whether an address is free: the store writes and
-then catches. ``Versioned`` puts the version into each UPDATE and DELETE. A verb commits by itself
-(``insert_row`` does, too), so that ``verb`` can run it again after a deadlock.
+then catches. ``Versioned`` puts the version into each UPDATE and DELETE. ``get_session`` commits at
+the end of a request, but each method commits before (``insert_row`` does, too): so
+``retry_if_busy`` can run it again after a deadlock.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -17,7 +18,7 @@ from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from engine import contains, fetch, get_last_id, insert_row, set_last_id
-from faults_sql import email_taken, is_conflict, verb
+from faults_sql import email_taken, is_conflict, retry_if_busy
 from fields import KEY_MAX, fold, fold_email
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
 from paging import UserQuery
@@ -29,9 +30,9 @@ from store import EmailTaken, NotFound, StaleVersion, new_rows
 USERS = SQLModel.metadata.tables["users"]
 row_id, name_key, email_key = USERS.c.id, USERS.c.name_key, USERS.c.email_key
 # Fetch what a client sees, and nothing else.
-READ = select(*(USERS.c[field] for field in FIELDS))
-READ_ONE = READ.where(row_id == bindparam("id"))
-FIND_IDS = select(email_key, row_id).where(email_key.in_(bindparam("keys", expanding=True)))
+SELECT = select(*(USERS.c[field] for field in FIELDS))
+SELECT_ONE = SELECT.where(row_id == bindparam("id"))
+SELECT_IDS = select(email_key, row_id).where(email_key.in_(bindparam("keys", expanding=True)))
 ANY_ROW = select(USERS).limit(1)
 INSERT = insert(USERS)
 NEAR = 1000  # rows in which a search looks first
@@ -43,7 +44,7 @@ class SQLUserStore:
     def __init__(self, session: AsyncSession) -> None:
         self.session = session
 
-    @verb
+    @retry_if_busy
     async def add(self, new: UserCreate) -> UserRead:
         """Insert a row; the unique constraint says whether the address is free."""
         row = new_row(User, new.model_dump())
@@ -53,15 +54,15 @@ class SQLUserStore:
             raise email_taken(error) from None
         return to_user(row)
 
-    @verb
+    @retry_if_busy
     async def add_many(
         self, new: Sequence[UserCreate], skip_taken: bool
     ) -> tuple[list[UserRead], list[str]]:
-        """Insert all rows inside a savepoint; if one is rejected, ask which and start again."""
+        """Insert all rows in a savepoint; if the database rejects one, find which are taken."""
         new_users = await new_rows(new)
         keys = [row["email_key"] for row in new_users]
-        first = {key: i for i, key in reversed([*enumerate(keys)])}
-        taken = {i for i, key in enumerate(keys) if first[key] != i}
+        first: dict[str, int] = {}  # where each key is first
+        taken = {i for i, key in enumerate(keys) if first.setdefault(key, i) != i}
         while True:
             if taken and not skip_taken:
                 taken |= {first[key] for key in await self.find_ids(first)}
@@ -70,7 +71,7 @@ class SQLUserStore:
             try:
                 async with self.session.begin_nested():
                     if rows:
-                        await (await self.session.connection()).execute(INSERT, rows)
+                        await self.session.exec(INSERT, params=rows)
             except IntegrityError as error:
                 if not is_conflict(error):
                     raise
@@ -82,19 +83,19 @@ class SQLUserStore:
                 return stored, [new[i].email for i in sorted(taken)]
 
     async def find_ids(self, email_keys: Iterable[str]) -> dict[str, int]:
-        """Return the ids of these keys: not every database says what ids it gave to many rows."""
-        rows = await fetch(self.session, FIND_IDS, {"keys": [*email_keys]})
+        """Return the ids of these keys. Not every database returns those of many new rows."""
+        rows = await fetch(self.session, SELECT_IDS, {"keys": [*email_keys]})
         return {str(key): int(user_id) for key, user_id in rows}
 
-    @verb
+    @retry_if_busy
     async def get(self, user_id: int) -> UserRead:
         """Select a row by its primary key."""
-        rows = await fetch(self.session, READ_ONE, {"id": user_id})
+        rows = await fetch(self.session, SELECT_ONE, {"id": user_id})
         if not rows:
             raise NotFound
         return UserRow(*rows[0])
 
-    @verb
+    @retry_if_busy
     async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
         """Select by position, not by offset: the index leads to the first row of any page.
 
@@ -110,20 +111,20 @@ class SQLUserStore:
         rows = await fetch(self.session, statement, values, expensive=query.expensive)
         return [*starmap(UserRow, rows)]
 
-    @verb
+    @retry_if_busy
     async def count(self, query: UserQuery) -> int:
         """Count rows; the more match, the longer it takes."""
-        statement, values = select_count(*shape(query)), parameters(query)
+        statement, values = select_count(*shape(query)[2:]), parameters(query)
         [(count,)] = await fetch(self.session, statement, values, expensive=query.expensive)
         return int(count)
 
-    @verb
+    @retry_if_busy
     async def change(
         self, user_id: int, update: UserUpdate, if_match: Collection[int] | None
     ) -> UserRead:
         """Lock the row, compare the version, update."""
         user = await get_for_update(self.session, User, user_id, if_match)
-        user.sqlmodel_update(update.model_dump())
+        user.sqlmodel_update(update.model_dump())  # without the fields that the client left out
         try:
             await self.session.flush()
             changed = to_user(user.model_dump())
@@ -132,19 +133,19 @@ class SQLUserStore:
             raise email_taken(error) from None
         return changed
 
-    @verb
+    @retry_if_busy
     async def remove(self, user_id: int, if_match: Collection[int] | None) -> None:
         """Lock the row, compare the version, delete."""
         await self.session.delete(await get_for_update(self.session, User, user_id, if_match))
         await self.session.commit()
 
-    @verb
+    @retry_if_busy
     async def ping(self) -> None:
         """Select a row, with all columns, from the primary and from the replica."""
         for primary in (True, False):
             await fetch(self.session, ANY_ROW, primary=primary)
 
-    @verb
+    @retry_if_busy
     async def restore(self, users: Sequence[UserRead], gone: Sequence[int], last_id: int) -> None:
         """Delete rows and insert rows, ids and all."""
         await self.hold(last_id)
@@ -157,12 +158,12 @@ class SQLUserStore:
         except IntegrityError as error:
             raise (EmailTaken([]) if is_conflict(error) else error) from None
 
-    @verb
+    @retry_if_busy
     async def last_id(self) -> int:
         """Ask for the counter, which each database keeps in a place of its own."""
         return await get_last_id(self.session, USERS)
 
-    @verb
+    @retry_if_busy
     async def set_last_id(self, last_id: int, before: int) -> None:
         await self.hold(before)
         await set_last_id(self.session, USERS, last_id)
@@ -174,10 +175,13 @@ class SQLUserStore:
 
 
 async def get_for_update(
-    session: AsyncSession, model: type[Model], row_id: int, if_match: Collection[int] | None = None
+    session: AsyncSession, model: type[Model], key: int, if_match: Collection[int] | None = None
 ) -> Model:
-    """Return a row, locked until the transaction ends. Raises NotFound, StaleVersion."""
-    row = await session.get(model, row_id, with_for_update=True)
+    """Return the row with a primary key, locked until the transaction ends.
+
+    Raises NotFound, StaleVersion.
+    """
+    row = await session.get(model, key, with_for_update=True)
     if row is None:
         raise NotFound(noun(model))
     if if_match is not None and getattr(row, "version", None) not in if_match:
@@ -192,22 +196,22 @@ def to_user(row: dict[str, Any]) -> UserRead:
 
 @lru_cache
 def select_page(
-    sort: str, after: bool, name: bool, email: bool, words: int, near: bool = False
+    sort: str, after: bool, prefix: bool, email: bool, words: int, near: bool = False
 ) -> Select[Any]:
     """Return the statement for a page in this order, with or without a position and filters."""
     descending, by_name = sort.startswith("-"), sort.endswith("name")
     past, at_or_past = (lt, le) if descending else (gt, ge)
-    found = conditions(name, email)
+    found = conditions(prefix, email)
     if after:
         position = past(row_id, bindparam("after_id"))
         if by_name:
             key: ColumnElement[str] = bindparam("after_key")
-            # The first follows from the second, but only the first can use an index.
+            # The second part implies the first, but only the first can use an index.
             position = at_or_past(name_key, key) & (past(name_key, key) | position)
         found.append(position)
 
-    def in_order(rows: Select[Any], by: ColumnElement[Any], last: ColumnElement[int]) -> Any:
-        order = [by, last] if by_name else [last]
+    def in_order(rows: Select[Any], name: ColumnElement[Any], key: ColumnElement[int]) -> Any:
+        order = [name, key] if by_name else [key]
         return rows.order_by(*(column.desc() if descending else column for column in order))
 
     if near:
@@ -217,23 +221,24 @@ def select_page(
         rows = select(*(table[field] for field in FIELDS)).where(*has_words(words, table))
         rows = in_order(rows, table.name_key, table.id)
     else:
-        # No index has this order, so a rare word does not lead along all of one.
+        # No index has the order of these expressions. For a rare word, the database would follow an
+        # index through the whole table.
         by = (name_key.concat(""), row_id + 0) if words else (name_key, row_id)
-        rows = in_order(READ.where(*found, *has_words(words)), *by)
+        rows = in_order(SELECT.where(*found, *has_words(words)), *by)
     return cast(Select[Any], rows.limit(bindparam("limit")))
 
 
 @lru_cache
-def select_count(_: str, __: bool, name: bool, email: bool, words: int) -> Select[int]:
-    """Return the statement that counts what the filters leave."""
+def select_count(prefix: bool, email: bool, words: int) -> Select[int]:
+    """Return the statement that counts the users that match."""
     rows = select(func.count()).select_from(USERS)
-    return rows.where(*conditions(name, email), *has_words(words))
+    return rows.where(*conditions(prefix, email), *has_words(words))
 
 
-def conditions(name: bool, email: bool) -> list[ColumnElement[bool]]:
+def conditions(prefix: bool, email: bool) -> list[ColumnElement[bool]]:
     """Return the conditions of the filters that an index can follow."""
     found: list[ColumnElement[bool]] = []
-    if name:
+    if prefix:
         # Every key that begins with the prefix is in this range, and an index can follow it. MySQL
         # compares as if both were padded, and so finds "ada" in the range of "ada ", too. (LIKE
         # would not do: with an index, MariaDB's LIKE 'ada%' does not find "ada😀".)

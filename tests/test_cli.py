@@ -30,8 +30,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from test_contract import add
 from test_start import only_line, relay, start_and_fail
+from test_web_import import CASES, EXPECTED
 
-from cli import Stop, backup, read_rows
+from cli import Stop, backup, open_file, read_rows
 from db import open_backend
 from export import plain_cell, to_csv
 from lifespan import open_store
@@ -471,11 +472,11 @@ def test_import_of_json_lines_takes_what_the_api_takes(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (b"", "The file is empty."),
-        (b"Ada,ada@example.com\n", "line 1: no column 'name', or two. There are: Ada, ada@"),
-        (b"name,email,name\n", "line 1: no column 'name', or two."),
-        (b"name,email,phone\n", "line 1: the column 'phone' is unknown."),
+        (b"who,what,where\n", "not clear. There are: who, what, where. Name them, or number"),
+        (b"Ada,Lovelace,ada@example.com\n", "not clear. There are: Ada, Lovelace, ada@example"),
+        (b'"Name,Email"\n"Ada,ada@example.com"\n', "not clear. There are: Name,Email."),
         ("name,email\nAda,a@b.de\nZoë,z@b.de\n".encode("latin-1"), "line 3: not UTF-8."),
-        ("name,email\n".encode("utf-16"), "line 1: not UTF-8."),
+        ("name,email\n".encode("utf-16-le"), "This is not a text file"),
         (b"name,email\nAda,a@b.de\n" + b"x" * 10**6, "line 3: longer than 65536 bytes."),
         (b'name,email\nAda,a@b.de\n"Ada,b@b.de\n', "line 3: not CSV: unexpected end of data."),
     ],
@@ -503,12 +504,56 @@ def test_import_takes_the_columns_and_the_encoding_that_it_is_told(tmp_path: Pat
     assert "not UTF-8. Name another with --encoding" in refusal(
         cli("import", file, *options[:2], url=url)
     )
-    told = cli("import", file, "--encoding=cp1252", url=url)
-    assert "There are: Name, Vorname, E-Mail. Name them: --name COLUMN" in refusal(told)
+    unknown = cli("import", file, "--name=Rufname", "--encoding=cp1252", url=url)
+    assert "There are: Name, Vorname, E-Mail. Name them, or number them" in refusal(unknown)
+    guessed = cli("import", file, "--encoding=cp1252", "--dry-run", url=url)
+    assert guessed.stderr == "The name is in Vorname + Name, the address in E-Mail.\n"
     assert cli("import", file, *options, url=url).stdout == "2 users stored, 0 lines rejected.\n"
     exported = cli("export", url=url).stdout
     assert [json.loads(line)["name"] for line in exported.splitlines()] == ["Zoë Müller", "Bo"]
     assert "knows no 'klingon'" in refusal(cli("import", file, "--encoding=klingon", url=url))
+
+
+# Files of tests/cases/import that the command line does not take, and what it says of them.
+NOT_TAKEN = {
+    # Lists of addresses are for the page, where one can paste them.
+    "addresses-only.txt": "not clear",
+    "exchange-last-first.txt": "not clear",
+    "gmail-to-line.txt": "not clear",
+    "outlook-paste.txt": "not clear",
+    # What the page asks.
+    "no-header-last-first-email.csv": "There are: Beispiel, Nora, nora.beispiel.nh@example.com.",
+    "unknown-language.csv": "There are: Nr, Izena, Posta elektronikoa.",
+    # What no program should write.
+    "french-macintosh.csv": "line 1: not CSV",
+    "lines-in-quotes.csv": "There are: Name,Email,Note.",
+    "messy.csv": "line 18: not CSV",
+    "utf16-without-bom.csv": "This is not a text file",
+}
+ENCODINGS = {"macintosh": "mac_roman", "ibm850": "cp850", "euc-kr": "cp949"}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_file_of_another_program_is_a_list_of_people(name: str) -> None:
+    """As on the page, but for ``NOT_TAKEN``: nothing is guessed that a person would not."""
+    expected = EXPECTED[name]
+    encoding = expected.get("encoding", "utf-8-sig")
+    said = NOT_TAKEN.get(name) or expected.get("said")
+    with open_file(str(CASES / name)) as file:
+        if said and name != "users.jsonl":
+            with pytest.raises(Stop, match=re.escape(said)):
+                list(read_rows(file, ENCODINGS.get(encoding, encoding)))
+            return
+        rows = [*read_rows(file, ENCODINGS.get(encoding, encoding))]
+    people = [[user.name, user.email] for _, user in rows if not isinstance(user, str)]
+    assert people == expected.get("people", [["Nora", "nora@example.com"]])
+
+
+def test_columns_without_a_header_are_told_by_number(tmp_path: Path) -> None:
+    file, url = CASES / "no-header-last-first-email.csv", f"sqlite:///{tmp_path}/roster.db"
+    result = cli("import", file, "--name=2,1", "--address=3", url=url)
+    assert result.stderr == "The name is in column 2 + column 1, the address in column 3.\n"
+    assert rows(tmp_path / "roster.db")[0][1] == "Nora Beispiel"
 
 
 @full

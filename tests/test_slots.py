@@ -14,7 +14,7 @@ from fields import utc_now
 from lifespan import start
 from models import UserCreate, UserRow
 from paging import UserQuery
-from store import Fault, Kind, UserStore, verb
+from store import Fault, Kind, UserStore, in_slot
 
 
 class Place:
@@ -31,7 +31,7 @@ class Place:
     def codes(self, _: Exception) -> list[str]:
         return []
 
-    @verb
+    @in_slot
     async def use(self, i: int) -> None:
         """Note who does."""
         self.served.append(i)

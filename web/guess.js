@@ -1,19 +1,10 @@
 // What a file most likely means: its encoding, separator, columns and values. All of it is a guess that
-// the preview shows and a click changes. The command line follows the same rules.
-
-const csv = "save it as CSV UTF-8, and import that file.";
-// What is no list, by its first bytes.
-const NO_LIST = [
-  [/^PK[^]*word\//, `This is a Word document: copy its list into a spreadsheet, ${csv}`],
-  [/^PK[^]*opendocument/, `This is a LibreOffice document: open it in Calc, ${csv}`],
-  [/^PK|^\xd0\xcf\x11\xe0/, `This is an Excel workbook: open it in Excel, ${csv}`],
-  [/^%PDF/, "This is a PDF: export the list as CSV UTF-8 from the program that made it."],
-  [/^(\x89PNG|\xff\xd8\xff|GIF8|BM[^]{4}\0\0\0\0|RIFF[^]{4}WEBP|[^]{4}ftyp)/, "This is a picture: a list has to be text, for example a CSV file."],
-  [/^(\xef\xbb\xbf)?\s*(BEGIN:VC(ARD|ALENDAR)|(version: \d\s+)?dn:)/i, "This is a vCard, LDIF or a calendar: export the contacts as CSV instead."],
-  [/^(\xef\xbb\xbf)?\s*<(\?xml|!doctype|html|head|meta|table)/i, `This is a web page or XML: open it in a spreadsheet, ${csv}`],
-  [/^(\xef\xbb\xbf)?\s*(\{\s*"|\[\s*[{"[])/, "This is JSON, which is for programs: export the list as CSV instead."],
-];
-const NO_TEXT = `This is not a text file: open it in the program that made it, ${csv}`;
+// the preview shows and a click changes. guess.json has the words that the command line guesses by, too.
+// titles: what columns are called. What ends in * may be part of a longer title. "name" alone is the whole name; beside
+// a first name it is the last one, beside a last name the first one. beside: a column next to the one that is meant.
+// last_first: in these languages the last name goes first. no_list: what is no list, by its first bytes.
+const rules = await (await fetch(new URL("guess.json", import.meta.url))).json();
+const [BESIDE, NO_NAME, LAST_FIRST] = [rules.beside, rules.no_name, rules.last_first].map((rule) => new RegExp(rule));
 // Name, label, and the languages of a browser that make it the first guess. Else the first that fits best is taken.
 export const ENCODINGS = [
   ["windows-1252", "Western European", /^(de|fr|es|it|pt|nl|sv|da|nb|fi)/],
@@ -49,10 +40,10 @@ export function decode(bytes, encoding, fatal = false) {
 /** Return the encoding of a file, and whether it is certain. Throws an Error that a person can read. */
 export function guessEncoding(bytes, languages) {
   const head = Array.from(bytes.subarray(0, 4000), (byte) => String.fromCharCode(byte)).join("");
-  for (const [sign, sentence] of NO_LIST) if (sign.test(head)) throw new Error(sentence);
+  for (const [sign, sentence] of rules.no_list) if (new RegExp(sign, "i").test(head)) throw new Error(sentence);
   const zeros = (at) => head.match(/[^][^]/g)?.filter((pair) => pair[at] === "\0").length > head.length / 5;
   const wide = /^\xff\xfe/.test(head) || zeros(1) ? "utf-16le" : /^\xfe\xff/.test(head) || zeros(0) ? "utf-16be" : "";
-  if (!wide && (head.match(/[\0-\x08\x0e-\x19\x1b-\x1f]/g)?.length ?? 0) > head.length / 500) throw new Error(NO_TEXT);
+  if (!wide && (head.match(/[\0-\x08\x0e-\x19\x1b-\x1f]/g)?.length ?? 0) > head.length / 500) throw new Error(rules.no_text);
   const likely = ENCODINGS.filter(([, , known]) => languages.some((language) => known.test(language)));
   let [best, least] = ["", Infinity];
   for (const [encoding] of wide ? [[wide]] : [["utf-8"], ...likely, ...ENCODINGS]) {
@@ -64,7 +55,7 @@ export function guessEncoding(bytes, languages) {
       if (odd < least) [best, least] = [encoding, odd];
     } catch {} // these bytes are in another encoding
   }
-  if (!best) throw new Error(NO_TEXT);
+  if (!best) throw new Error(rules.no_text);
   return [best, false];
 }
 
@@ -119,22 +110,9 @@ function addressList(text) {
   return null;
 }
 
-// ---- Columns, by their titles without accents, case and signs. What ends in * may be part of a longer title.
-const TITLES = {
-  first: "first, fname, first name*, given name*, forename*, vorname*, rufname, prénom*, nombre, nombres, nome, primeiro nome, voornaam*, roepnaam, imię, jméno, křestní jméno, meno, keresztnév, utónév, förnamn*, fornavn*, etunimi, eesnimi, ad, adı, isim, prenume, ime, όνομα, имя, ім'я, име, vārds, vardas, 名, שם פרטי, الاسم الأول",
-  middle: "middle name*, additional name, weitere vornamen, zweiter vorname, deuxième prénom, autres prénoms, segundo nombre, segundo nome, secondo nome, drugie imię, middelste naam, ikinci ad, tussenvoegsel*, отчество, по батькові, mellannamn, mellemnavn, mellomnavn",
-  last: "last, lname, last name*, family name*, surname*, nachname*, familienname*, zuname, nom de famille*, apellido*, cognome, sobrenome, apelido, achternaam*, nazwisko, příjmení, priezvisko, vezetéknév, családnév, efternamn*, efternavn*, etternavn*, sukunimi, perekonnanimi, soyad, soyadı, soyisim, nume de familie, prezime, priimek, επώνυμο, επίθετο, фамилия, прізвище, uzvārds, pavardė, 姓, 성, שם משפחה, اسم العائلة",
-  // Alone the whole name; beside a first name the last one, beside a last name the first one.
-  name: "name, nom, naam, namn, navn, nimi, név, nume, nafn",
-  whole: "full name*, display name*, anzeigename*, vor- und nachname, name vorname, vorname name, nachname vorname, vorname nachname, nom complet, nom et prénom, prénom et nom, nom prénom, nombre completo, nombre y apellidos, apellidos y nombre, nome completo, nome e cognome, cognome e nome, imię i nazwisko, nazwisko i imię, celé jméno, jméno a příjmení, meno a priezvisko, teljes név, fullständigt namn, fulde navn, fullt navn, koko nimi, ad soyad, adı soyadı, ime i prezime, ονοματεπώνυμο, фио, піб, полное имя, 氏名*, 名前*, 姓名*, 이름, 성명, 성함, שם, שם מלא, الاسم, الاسم الكامل, person, contact, kontakt, mitglied, teilnehmer, student, schüler, employee, mitarbeiter, customer, attendee, participant, name*",
-  mail: "mail*, courriel*, correo*, courrier électronique, messagerie*, posta elettronica, posta*, epost*, sähköposti*, el. paštas, почта*, пошта*, メール*, 邮箱*, 郵箱, 邮件*, 電郵, 電子郵件, 이메일*, 메일, البريد*, דואר*, דוא\"ל, ηλεκτρονικ*, ταχυδρομειο*, імейл, имейл",
-};
-// A column beside the one that is meant.
-const BESIDE = /phonetic|yomi|compan|firma|organi[sz]|manager|assist|typ$|type$|label|status|opt|consent|verified|date|angezeigt|2|3|second|zweit|sekund|alternat|other|count|domain|parent|recovery/;
-const NO_NAME = /user|login|nick|file|event|ticket|product|venue|group|list|street|spitzname|messenger|screen/;
-const LAST_FIRST = /^(vezetek|csalad|姓|성)/; // in these languages the last name goes first
+// ---- Columns, by their titles without accents, case and signs
 const plain = (title) => title.replace(/[[(].*?[\])]/g, "").normalize("NFKD").toLowerCase().replace(/[^\p{L}\p{N}]/gu, "").replaceAll("ı", "i");
-const ROLES = Object.entries(TITLES).flatMap(([role, titles]) => titles.split(", ").map((title) => [role, plain(title), title.endsWith("*")]));
+const ROLES = Object.entries(rules.titles).flatMap(([role, titles]) => titles.split(", ").map((title) => [role, plain(title), title.endsWith("*")]));
 /** Return what a column's title says that it holds: the whole title, or else the longest word in it. */
 function role(title) {
   const key = plain(title);

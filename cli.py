@@ -43,7 +43,6 @@ from engine import Database, SettingsError, get_last_id
 from engine import set_last_id as set_table_last_id
 from errors import FAULTS
 from export import TO_JSON, Format, plain_cell, read_pages, to_pieces
-from fields import INVISIBLE as NOT_SEEN
 from fields import fold_email, searchable
 from lifespan import StartError, open_store, start
 from limits import read_json
@@ -60,14 +59,18 @@ SEE = "INSERT INTO seen VALUES (?, ?) ON CONFLICT DO UPDATE SET line = line RETU
 # An export has these, and the database gives them: an import leaves them out.
 GIVEN = {*FIELDS} - UserCreate.model_fields.keys()
 NEEDED = {name for name, field in UserCreate.model_fields.items() if field.is_required()}
-ADDRESS = re.compile(r"[^\s<>()[\]\"',;:|@]+@[^\s<>()[\]\"',;:|@]+\.[^\s<>()[\]\"',;:|@.]+")
+# The look-behind keeps the time for a long cell without an @ from growing with its square.
+ADDRESS = re.compile(
+    r"(?<![^\s<>()[\]\"',;:|@])[^\s<>()[\]\"',;:|@]+@[^\s<>()[\]\"',;:|@]+\.[^\s<>()[\]\"',;:|@.]+"
+)
 # What stands for a sign of an address, or around one, as on a web page.
 AROUND = {
     r" ?[\[({] ?(at|@) ?[\])}] ?": "@",
     r" ?[\[({] ?(dot|\.) ?[\])}] ?": ".",
     r"mailto:|\?\S*": " ",
 }
-INVISIBLE = re.compile(f"[{NOT_SEEN}]")
+# Not all that fields.py calls invisible: some of that belongs to names, which it tells apart.
+INVISIBLE = re.compile(r"[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 # The defaults would print variables, and so passwords, in tracebacks.
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -457,6 +460,7 @@ def open_file(name: str) -> Iterator[IO[bytes]]:
             with open(0 if name == "-" else name, "rb") as file:
                 utf16 = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
                 source = codecs.EncodedFile(file, "utf-8", "utf-16") if utf16 else file
+                copy.write(codecs.BOM_UTF8 * utf16)
                 shutil.copyfileobj(source, copy)
         except OSError as error:
             raise Stop(f"{name}: {error.strerror}") from None
@@ -488,7 +492,10 @@ def read_rows(
     for sign, sentence in rules()["no_list"]:
         if re.search(sign, head, re.IGNORECASE):
             raise Stop(sentence)
-    if len(re.findall(r"[\0-\x08\x0e-\x19\x1b-\x1f]", head)) > len(head) / 500:
+    if (
+        encoding == "utf-8-sig"
+        and len(re.findall(r"[\0-\x08\x0e-\x19\x1b-\x1f]", head)) > len(head) / 500
+    ):
         raise Stop(rules()["no_text"])
     return read_csv(lines, told or {}, say)
 
@@ -498,6 +505,8 @@ def read_lines(file: IO[bytes], encoding: str) -> Iterator[str]:
     for number, line in enumerate(iter(lambda: file.readline(LINE_MAX + 1), b""), 1):
         if len(line) > LINE_MAX:
             raise Stop(f"line {number}: longer than {LINE_MAX} bytes.")
+        if number == 1 and line.startswith(codecs.BOM_UTF8):
+            encoding = "utf-8-sig"
         try:
             # utf-8-sig: with or without the mark that some programs put first.
             yield line.decode(encoding if number == 1 else encoding.removesuffix("-sig"))
@@ -520,6 +529,8 @@ def read_csv(lines: Iterator[str], told: Titles, say: bool) -> Iterator[Row]:
     rows = ((reader.line_num + skipped, row) for row in reader if any(map(str.strip, row)))
     try:
         first = [*islice(rows, 500)]
+        if not first:
+            raise Stop("The file is empty.")
         sample = [row for _, row in first]
         titles = [title.strip().lower() for title in sample[0]]
         exact = not told and NEEDED <= {*titles} <= {*FIELDS} and len({*titles}) == len(titles)
@@ -552,7 +563,7 @@ def describe(titles: list[str], columns: Columns) -> str:
         )
         for field in ("name", "email")
     )
-    return f"The name is in {name}, the address in {address}."
+    return f"The name is in {name[:300]}, the address in {address[:300]}."
 
 
 def agreement(head: list[str], mark: str) -> int:
@@ -607,7 +618,8 @@ def find_columns(rows: list[list[str]], told: Titles) -> tuple[int, Columns]:
         best = 0.0, -1
         for number in range(wide):
             title = cell(rows[header], number) if header >= 0 else ""
-            found = sum(bool(ADDRESS.search(cell(row, number))) for row in rows[header + 1 :])
+            cells = (row[number] for row in rows[header + 1 :] if number < len(row))
+            found = sum(bool(ADDRESS.search(text)) for text in cells)
             named = role(title) == "mail"
             beside = re.search(rules()["beside"], plain_title(title))
             score = (found + named / 2) * (0.1 if beside else 2 if named else 1)
@@ -617,11 +629,17 @@ def find_columns(rows: list[list[str]], told: Titles) -> tuple[int, Columns]:
     def is_header(row: list[str]) -> bool:
         titles = [*map(as_title, row)]
         if told:
-            return all(titles.count(title) == 1 for title in flat)
+            return not has_address(row) and all(titles.count(title) == 1 for title in flat)
         known = len([*filter(None, titles)]) >= min(2, wide) and any(map(role, titles))
         return known and not has_address(row)
 
-    headers = [number for number, row in enumerate(rows[:30]) if is_header(row)]
+    # Below an address, a row with one known word is a person without one.
+    first = next((number for number, row in enumerate(rows) if has_address(row)), len(rows))
+    headers = [
+        number
+        for number, row in enumerate(rows[:30])
+        if is_header(row) and (number < first or len([*filter(role, row)]) > 1)
+    ]
     header = max(headers, key=lambda number: mail_column(number)[0], default=-1)
     titles = [cell(rows[header], number) if header >= 0 else "" for number in range(wide)]
     columns = {"name": [], "email": [number for number in [mail_column(header)[1]] if number >= 0]}
@@ -630,7 +648,9 @@ def find_columns(rows: list[list[str]], told: Titles) -> tuple[int, Columns]:
         if header >= 0:
             columns[field] = [[*map(as_title, titles)].index(title) for title in those]
         else:
-            columns[field] = [int(t) - 1 for t in those if t.isdecimal() and 0 < int(t) <= wide]
+            numbers = [int(title) for title in those if title.isdecimal()]
+            right = len(numbers) == len(those) and all(0 < number <= wide for number in numbers)
+            columns[field] = [number - 1 for number in numbers] if right else []
     quoted = wide == 1 and re.search(r"[,;\t|]", rows[max(header, 0)][0])  # each line as a whole
     if quoted or not all(columns.values()):
         there = ", ".join(repr(title)[1:-1] for title in rows[max(header, 0)])[:300]
@@ -638,6 +658,9 @@ def find_columns(rows: list[list[str]], told: Titles) -> tuple[int, Columns]:
             f"The columns of the name and the address are not clear. There are: {there}. Name them,"
             " or number them if there is no header: --name COLUMN[,COLUMN] --address COLUMN"
         )
+    for number, title in enumerate(map(as_title, titles)):  # fields that you have added
+        if title in UserCreate.model_fields and title not in columns:
+            columns[title] = [number]
     return header, columns
 
 
@@ -651,7 +674,8 @@ def name_columns(titles: list[str], rows: list[list[str]], mail: list[int]) -> l
     if re.search(rules()["last_first"], plain_title(titles[found.get("last", 0)])):
         order = [last, first, "middle"]
     parts = [found[part] for part in order if part in found and first != last]
-    whole = [found[part] for part in ("whole", "name") if part in found][:1]
+    whole = [found[part] for part in ("whole", "name") if part in found]
+    whole = sorted(whole, key=lambda number: number in mail)[:1]  # one column may have both
     if not parts and not whole:
         return [number for number in range(len(titles)) if number not in mail and len(titles) == 2]
 
@@ -668,11 +692,12 @@ def cell(row: list[str], number: int) -> str:
 
 
 def to_person(row: list[str], columns: Columns) -> dict[str, str]:
-    """Return the name and the address in the cells of these columns."""
-    name, text = (
-        " ".join(filter(None, (cell(row, number) for number in columns[field])))
-        for field in ("name", "email")
-    )
+    """Return the fields of a user in the cells of these columns."""
+    given = {
+        field: " ".join(filter(None, (cell(row, number) for number in numbers)))
+        for field, numbers in columns.items()
+    }
+    name, text = given["name"], given["email"]
     plain = text
     for pattern, sign in AROUND.items():
         plain = re.sub(pattern, sign, plain, flags=re.IGNORECASE)
@@ -681,7 +706,8 @@ def to_person(row: list[str], columns: Columns) -> dict[str, str]:
         # "Ada <ada@example.com>" has a name, too; ada.lovelace@example.com makes one.
         beside = ADDRESS.sub(" ", re.sub("<[^>]*>", " ", name or text)).strip(" \"'")
         name = beside or re.sub("[._-]+", " ", found[0].partition("@")[0].partition("+")[0]).title()
-    return {"name": name, "email": found[0] if found else text}
+    given |= {"name": name, "email": found[0] if found else text}
+    return {field: value for field, value in given.items() if value or field in NEEDED}
 
 
 def as_title(text: str) -> str:

@@ -11,8 +11,8 @@ r"""Redis: redis.asyncio, one Lua script to a change, and these keys.
     A sorted set of ids.
 ``roster:by_name``
     A sorted set of name_key + NUL + id. No name has a NUL, so "ada" comes before "ada lovelace".
-``roster:search:<id without its last three digits>``
-    A string: the search keys of these users, at most a thousand. A search makes it, because looking
+``roster:search:<id without its last two digits>``
+    A string: the search keys of these users, at most a hundred. A search makes it, because looking
     into one text takes a tenth of the time; a change deletes it.
 
 Ids in keys and members have 19 digits, and all scores are 0: Redis sorts such members by their
@@ -85,13 +85,13 @@ local function write(id, first, last)
   if #nulls > 0 then redis.call('HDEL', user, unpack(nulls)) end
 end
 local function unlist(id, name_key)
-  redis.call('DEL', 'roster:search:' .. string.sub(id, 1, 16))
+  redis.call('DEL', 'roster:search:' .. string.sub(id, 1, 17))
   redis.call('ZREM', 'roster:by_id', id)
   redis.call('ZREM', 'roster:by_name', (name_key or '') .. '\\0' .. id)
 end
 local function list(id)
   local name_key = redis.call('HGET', 'roster:user:' .. id, 'name_key') or ''
-  redis.call('DEL', 'roster:search:' .. string.sub(id, 1, 16))
+  redis.call('DEL', 'roster:search:' .. string.sub(id, 1, 17))
   redis.call('ZADD', 'roster:by_id', 0, id)
   redis.call('ZADD', 'roster:by_name', 0, name_key .. '\\0' .. id)
 end
@@ -140,18 +140,19 @@ local id = redis.call('HGET', 'roster:emails', ARGV[1])
 return id and {read(id)} or {}
 """
 # ARGV: a sorted set, "-" for the highest first, the members between which to look, at how many of
-# them, for how many users, words.
+# them, for how many users, words. Returns 1 if there are no more, or 0, and the users.
 WALK = """
 local set, sign, low, high, few, limit = unpack(ARGV)
 local range = {'(' .. low, '(' .. high, 'BYLEX', 'LIMIT', 0, few}
 if sign == '-' then range = {'(' .. high, '(' .. low, 'BYLEX', 'REV', 'LIMIT', 0, few} end
-local rows = {}
-for _, member in ipairs(redis.call('ZRANGE', set, unpack(range))) do
+local members = redis.call('ZRANGE', set, unpack(range))
+local rows = {#members < tonumber(few) and 1 or 0}
+for _, member in ipairs(members) do
   local id, fits = string.sub(member, -19), true
   local search_key = ARGV[7] and redis.call('HGET', 'roster:user:' .. id, 'search_key') or ''
   for i = 7, #ARGV do fits = fits and string.find(search_key, ARGV[i], 1, true) end
   if fits then table.insert(rows, read(id)) end
-  if #rows == tonumber(limit) then break end
+  if #rows > tonumber(limit) then break end
 end
 return rows
 """
@@ -165,11 +166,11 @@ local down, next = sign == '-', {{'+', 'BYLEX', 'LIMIT', 0, 1}}
 if down then next = {{'-', 'BYLEX', 'REV', 'LIMIT', 0, 1}} end
 local looked, found, count, check = 0, {{}}, 0, what == 'name' or prefix ~= '' or #ARGV > 6
 -- Each search key, NUL, the id, and a character that no key has.
-local function text_of(thousand)
-  local key = 'roster:search:' .. thousand
+local function text_of(hundred)
+  local key = 'roster:search:' .. hundred
   local text = redis.call('GET', key)
   if text then return text end
-  local ids = redis.call('ZRANGE', 'roster:by_id', '[' .. thousand, '(' .. thousand .. 'x', 'BYLEX')
+  local ids = redis.call('ZRANGE', 'roster:by_id', '[' .. hundred, '(' .. hundred .. 'x', 'BYLEX')
   looked = looked + #ids
   for i, id in ipairs(ids) do
     ids[i] = (redis.call('HGET', 'roster:user:' .. id, 'search_key') or '') .. '\0' .. id .. '\1'
@@ -182,12 +183,12 @@ while looked < {PIECE} do
   local from = after ~= '' and '(' .. after or down and '+' or '-'
   local first = redis.call('ZRANGE', 'roster:by_id', from, unpack(next))[1]
   if not first then return {{found, false, count}} end
-  local thousand, hits = sub(first, 1, 16), {{}}
-  local text = text_of(thousand)
+  local hundred, hits = sub(first, 1, 17), {{}}
+  local text = text_of(hundred)
   local at = find(text, word, 1, true)
   while at and at <= #text do
     local stop = find(text, '\1', at, true)
-    if at < stop - 20 then table.insert(hits, sub(text, stop - 19, stop - 1)) end -- not in an id
+    if at <= stop - 20 then table.insert(hits, sub(text, stop - 19, stop - 1)) end -- not in an id
     at = find(text, word, stop + 1, true)
   end
   for i = 1, #hits do
@@ -207,7 +208,7 @@ while looked < {PIECE} do
       if count == tonumber(limit) then return {{found, id, count}} end
     end
   end
-  looked, after = looked + 50, thousand .. (down and '000' or '999')
+  looked, after = looked + 5 + #hits / 2, hundred .. (down and '00' or '99')
 end
 return {{found, after, count}}
 """
@@ -380,7 +381,7 @@ class RedisUserStore:
         # 0xff is in no UTF-8: every member with the prefix comes before this.
         low, high = prefix, prefix + b"\xff"
         if query.name and not query.by_name and await self.count_names(low) <= PIECE:
-            rows = await self.walk("by_name", low, high, False, PIECE, PIECE, words)
+            rows, _ = await self.walk("by_name", low, high, False, 2 * PIECE, 2 * PIECE, words)
             return sorted(filter(beyond, rows), key=lambda row: row.id, reverse=down)[:limit]
         if query.after:
             name = fold(query.after.name).encode() + b"\0" if query.by_name else b""
@@ -388,19 +389,20 @@ class RedisUserStore:
             low, high = (low, min(high, member)) if down else (max(low, member), high)
         if query.by_name:
             few = PIECE if words else limit
-            rows = await self.walk("by_name", low, high, down, few, limit, words)
-            if not words or len(rows) == limit:
+            rows, all_seen = await self.walk("by_name", low, high, down, few, limit, words)
+            if not words or all_seen or len(rows) == limit:
                 return rows
         elif not (words or prefix):
-            return await self.walk("by_id", low, high, down, limit, limit, ())
+            return (await self.walk("by_id", low, high, down, limit, limit, ()))[0]
         return await self.find(query, low, high, limit)
 
     async def walk(
         self, to: str, low: bytes, high: bytes, down: bool, few: int, limit: int, words: Any
-    ) -> list[UserRead]:
-        """Return users among the next few members."""
+    ) -> tuple[list[UserRead], bool]:
+        """Return users among the next few members, and whether there are no more members."""
         ends = "-" if down else "+", low, high, few, limit
-        return [*map(to_user, await reading(self.run, WALK, f"roster:{to}", *ends, *words))]
+        all_seen, *rows = await reading(self.run, WALK, f"roster:{to}", *ends, *words)
+        return [*map(to_user, rows)], bool(all_seen)
 
     async def count_names(self, prefix: bytes) -> int:
         ends = b"[" + prefix, b"[" + prefix + b"\xff"
@@ -418,7 +420,7 @@ class RedisUserStore:
             found, rest, _ = await reading(self.run, FIND, *args, *query.words)
             if by_name:
                 members += [each for each in found if low < each.encode() < high]
-            else:
+            elif found:
                 rows += await self.read(found)
         members.sort(reverse=down)
         for first in range(0, len(members), limit):

@@ -1,9 +1,8 @@
 """SQLite, PostgreSQL, MySQL and MariaDB: SQLModel and SQLAlchemy, in the session of the request.
 
 The unique constraint on ``email_key`` decides whether an address is free: the store writes and
-then catches. ``Versioned`` puts the version into each UPDATE and DELETE. ``get_session`` commits at
-the end of a request, but each method commits before (``insert_row`` does, too): so
-``retry_if_busy`` can run it again after a deadlock.
+then catches. ``Versioned`` puts the version into each UPDATE and DELETE. Each method commits, long
+before ``get_session`` would: so ``retry_if_busy`` can run it again after a deadlock.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -71,7 +70,8 @@ class SQLUserStore:
             try:
                 async with self.session.begin_nested():
                     if rows:
-                        await self.session.exec(INSERT, params=rows)
+                        # Not exec(): the session of a test may be SQLAlchemy's, without it.
+                        await (await self.session.connection()).execute(INSERT, rows)
             except IntegrityError as error:
                 if not is_conflict(error):
                     raise
@@ -103,7 +103,7 @@ class SQLUserStore:
         an index through the whole table would fetch its rows one by one.
         """
         values = parameters(query) | {"limit": limit}
-        if query.words:
+        if query.words and (query.by_name or not query.name):
             rows = await fetch(self.session, select_page(*shape(query), near=True), values)
             if len(rows) == limit:
                 return [*starmap(UserRow, rows)]
@@ -177,10 +177,7 @@ class SQLUserStore:
 async def get_for_update(
     session: AsyncSession, model: type[Model], key: int, if_match: Collection[int] | None = None
 ) -> Model:
-    """Return the row with a primary key, locked until the transaction ends.
-
-    Raises NotFound, StaleVersion.
-    """
+    """Return a row, locked until the transaction ends. Raises NotFound, StaleVersion."""
     row = await session.get(model, key, with_for_update=True)
     if row is None:
         raise NotFound(noun(model))
@@ -215,9 +212,7 @@ def select_page(
         return rows.order_by(*(column.desc() if descending else column for column in order))
 
     if near:
-        # The index alone has the ids. A limit keeps words out of the steps below it.
-        ids = in_order(select(row_id).where(*found), name_key, row_id).limit(NEAR).subquery()
-        table = select(USERS).join(ids, ids.c.id == row_id).limit(NEAR).subquery().c
+        table = in_order(select(USERS).where(*found), name_key, row_id).limit(NEAR).subquery().c
         rows = select(*(table[field] for field in FIELDS)).where(*has_words(words, table))
         rows = in_order(rows, table.name_key, table.id)
     else:

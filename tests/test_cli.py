@@ -36,6 +36,7 @@ from cli import Stop, backup, open_file, read_rows
 from db import open_backend
 from export import plain_cell, to_csv
 from lifespan import open_store
+from models import UserCreate
 from paging import UserQuery
 from store import Fault
 
@@ -472,6 +473,7 @@ def test_import_of_json_lines_takes_what_the_api_takes(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (b"", "The file is empty."),
+        (b"\xef\xbb\xbf\n\n", "The file is empty."),
         (b"who,what,where\n", "not clear. There are: who, what, where. Name them, or number"),
         (b"Ada,Lovelace,ada@example.com\n", "not clear. There are: Ada, Lovelace, ada@example"),
         (b'"Name,Email"\n"Ada,ada@example.com"\n', "not clear. There are: Name,Email."),
@@ -547,6 +549,50 @@ def test_file_of_another_program_is_a_list_of_people(name: str) -> None:
         rows = [*read_rows(file, ENCODINGS.get(encoding, encoding))]
     people = [[user.name, user.email] for _, user in rows if not isinstance(user, str)]
     assert people == expected.get("people", [["Nora", "nora@example.com"]])
+
+
+GUESSES: list[tuple[str, dict[str, list[str]], list[list[str]]]] = [
+    # A person without an address is no header, though one cell of the row could be a title.
+    ("Ada,a@b.de\nBo,no email\nCy,c@b.de", {}, [["Ada", "a@b.de"], ["Cy", "c@b.de"]]),
+    ("1,Ada,a@b.de\n2,Bo,b@b.de", {"name": ["2"]}, [["Ada", "a@b.de"], ["Bo", "b@b.de"]]),
+    # A column of addresses is no name, though its title could be one.
+    ("Name,Kontakt\nAda,a@b.de", {}, [["Ada", "a@b.de"]]),
+    ("Kontakt\nAda <a@b.de>", {}, [["Ada", "a@b.de"]]),
+    # What some names need is not taken away.
+    ("氏名,メール\n渡邉\U000e0102,a@b.de", {}, [["渡邉\U000e0102", "a@b.de"]]),
+    ("\ufeffsep=;\r\nName;Mail\r\n\r\nAda;mailto:a@b.de?subject=x\r\n", {}, [["Ada", "a@b.de"]]),
+]
+
+
+@pytest.mark.parametrize(("text", "told", "people"), GUESSES)
+def test_guess_is_what_a_person_would_say(
+    text: str, told: dict[str, list[str]], people: list[list[str]]
+) -> None:
+    rows = [user for _, user in read_rows(io.BytesIO(text.encode()), told=told)]
+    assert [[user.name, user.email] for user in rows if not isinstance(user, str)] == people
+
+
+@pytest.mark.parametrize("name", ["frist,2", "1,9", "0"])
+def test_number_that_no_column_has_is_refused(name: str) -> None:
+    with pytest.raises(Stop, match="not clear"):
+        list(read_rows(io.BytesIO(b"Ada,Lovelace,a@b.de\n"), told={"name": name.split(",")}))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_mark_at_the_beginning_says_more_than_the_option(tmp_path: Path, encoding: str) -> None:
+    (file := tmp_path / "people.txt").write_bytes("name\temail\nZoë\tz@b.de\n".encode(encoding))
+    with open_file(str(file)) as opened:
+        [(_, user)] = read_rows(opened, "cp1252")
+    assert isinstance(user, UserCreate)
+    assert user.name == "Zoë"
+
+
+def test_cell_without_an_address_takes_no_longer_the_longer_it_is() -> None:
+    """A photo in a directory's export took minutes, the square of its length; now milliseconds."""
+    row, began = "Ada,a@b.de," + "abc/def+" * 8000, time.monotonic()
+    users = [user for _, user in read_rows(io.BytesIO(f"Name,Mail,Photo\n{row}\n".encode()))]
+    assert len(users) == 1
+    assert time.monotonic() - began < 60
 
 
 def test_columns_without_a_header_are_told_by_number(tmp_path: Path) -> None:

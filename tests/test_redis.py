@@ -72,8 +72,8 @@ def check_keys(redis: Redis) -> None:
     assert redis.zrange("roster:by_name", 0, -1) == members
     texts = [*redis.scan_iter("roster:search:*")]
     for key in texts:
-        thousand = [i for i in sorted(users) if i.startswith(key.removeprefix("roster:search:"))]
-        text = "".join(f"{users[i]['search_key']}\0{i}\1" for i in thousand)
+        hundred = [i for i in sorted(users) if i.startswith(key.removeprefix("roster:search:"))]
+        text = "".join(f"{users[i]['search_key']}\0{i}\1" for i in hundred)
         assert redis.get(key) == text
     keys = len(users) + len(texts) + len(["last_id", "emails", "by_id", "by_name"])
     assert redis.dbsize() == keys

@@ -138,13 +138,13 @@ export function guessColumns(rows, fields) {
     };
     return all.map((column) => [score(column), column]).reduce((a, b) => (b[0] > a[0] ? b : a), [0, -1]);
   };
-  // Above the header are titles and notes. It has no address, a title that is known, and more than one cell; of
-  // several such rows it is the one with the most addresses below, of none the row above the first address.
+  // Above the header are titles and notes. It has no address, a title that is known (below an address two: "Bo, no mail" is a
+  // person), and more than one cell; of several such rows it is the one with the most addresses below, of none the row above the first.
   const isKnown = (text) => (mail && text && role(text)) || fields.some((field) => isFor(field, text));
   const isHeader = (row) => !hasAddress(row) && filled(row.cells) >= Math.min(2, all.length) && row.cells.some(isKnown);
   const first = rows.findIndex(hasAddress);
   const above = first > 0 && all.length > 1 && filled(rows[first - 1].cells) >= filled(rows[first].cells) ? [first - 1] : [];
-  const headers = [...rows.slice(0, 30).keys()].filter((at) => isHeader(rows[at]));
+  const headers = [...rows.slice(0, 30).keys()].filter((at) => isHeader(rows[at]) && rows[at].cells.filter(isKnown).length > (first >= 0 && first < at));
   const candidates = headers.length || !mail ? headers : above;
   const at = candidates.reduce((best, other) => (mail && mailColumn(other)[0] > mailColumn(best)[0] ? other : best), candidates[0] ?? -1);
   const titles = all.map((column) => rows[at]?.cells[column] ?? "");
@@ -163,12 +163,12 @@ function nameColumns(titles, rows, mail) {
   const last = "last" in found ? "last" : "name";
   const order = LAST_FIRST.test(plain(titles[found.last] ?? "")) ? [last, first, "middle"] : [first, "middle", last];
   const parts = first === last ? [] : columns(...order);
-  const whole = columns("whole", "name").slice(0, 1);
+  const whole = columns("whole", "name").sort((a, b) => mail.includes(a) - mail.includes(b)).slice(0, 1); // one may have both
   if (parts.length || whole.length) return parts.length && filled(parts) >= filled(whole) ? parts : whole;
   // Of two columns, the other one must be it. Of more, a person has to say.
   return titles.length === 2 ? [0, 1].filter((column) => !mail.includes(column)) : [];
 }
-const ADDRESS = /[^\s<>()[\]"',;:|@]+@[^\s<>()[\]"',;:|@]+\.[^\s<>()[\]"',;:|@.]+/;
+const ADDRESS = /(?<![^\s<>()[\]"',;:|@])[^\s<>()[\]"',;:|@]+@[^\s<>()[\]"',;:|@]+\.[^\s<>()[\]"',;:|@.]+/;
 // Zero-width characters, soft hyphens, marks of direction. Joiners belong to some languages' names.
 const INVISIBLE = /[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g;
 /** Return a cell on one line, without what a spreadsheet or an export puts around it. */

@@ -613,11 +613,13 @@ def find_columns(rows: list[list[str]], told: Titles) -> tuple[int, Columns]:
     wanted = {field: [*map(as_title, titles)] for field, titles in told.items()}
     flat = [*chain(*wanted.values())]
 
+    def titles_of(header: int) -> list[str]:
+        return ((rows[header] if header >= 0 else []) + [""] * wide)[:wide]
+
     def mail_column(header: int) -> tuple[float, int]:
         """Return how well the best column of addresses fits, and its number."""
         best = 0.0, -1
-        for number in range(wide):
-            title = cell(rows[header], number) if header >= 0 else ""
+        for number, title in enumerate(titles_of(header)):
             cells = (row[number] for row in rows[header + 1 :] if number < len(row))
             found = sum(bool(ADDRESS.search(text)) for text in cells)
             named = role(title) == "mail"
@@ -641,7 +643,7 @@ def find_columns(rows: list[list[str]], told: Titles) -> tuple[int, Columns]:
         if is_header(row) and (number < first or len([*filter(role, row)]) > 1)
     ]
     header = max(headers, key=lambda number: mail_column(number)[0], default=-1)
-    titles = [cell(rows[header], number) if header >= 0 else "" for number in range(wide)]
+    titles = titles_of(header)
     columns = {"name": [], "email": [number for number in [mail_column(header)[1]] if number >= 0]}
     columns["name"] = name_columns(titles, rows[header + 1 :], columns["email"])
     for field, those in wanted.items():

@@ -558,6 +558,8 @@ GUESSES: list[tuple[str, dict[str, list[str]], list[list[str]]]] = [
     # A column of addresses is no name, though its title could be one.
     ("Name,Kontakt\nAda,a@b.de", {}, [["Ada", "a@b.de"]]),
     ("Kontakt\nAda <a@b.de>", {}, [["Ada", "a@b.de"]]),
+    # A title is found with what nobody sees in it.
+    ("Name\u200b,E-Mail\nAda,a@b.de", {"name": ["name\u200b"]}, [["Ada", "a@b.de"]]),
     # What some names need is not taken away.
     ("氏名,メール\n渡邉\U000e0102,a@b.de", {}, [["渡邉\U000e0102", "a@b.de"]]),
     ("\ufeffsep=;\r\nName;Mail\r\n\r\nAda;mailto:a@b.de?subject=x\r\n", {}, [["Ada", "a@b.de"]]),

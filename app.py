@@ -38,7 +38,7 @@ app = FastAPIOffline(  # FastAPI, but /docs needs no other site
     telemetry=telemetry(),
     generate_unique_id_function=lambda route: route.name,  # operations are named like handlers
 )
-app.router.route_class = Route  # it sets ETag, answers 304, and limits size and time
+app.router.route_class = Route  # sends rows unvalidated, sets ETag, answers 304, sets limits
 auth.install(app)
 app.frontend("/", directory=auth.WEB, fallback=None)  # serve unmatched paths from web/
 
@@ -59,7 +59,7 @@ async def create_users(
     store: StoreDep,
     on_conflict: Annotated[Literal["fail", "skip"], Query()] = "fail",
 ) -> BulkResult:
-    """Add up to 1000 users (and 1 MiB), all or none; `on_conflict=skip` skips taken addresses."""
+    """Add up to 1000 users, all or none. `on_conflict=skip` leaves out taken addresses."""
     return BulkOfRows(*await store.add_many(users, skip_taken=on_conflict == "skip"))
 
 
@@ -91,7 +91,7 @@ async def read_user(user_id: UserId, store: StoreDep) -> UserRead:
 async def update_user(
     user_id: UserId, update: UserUpdate, store: StoreDep, if_match: IfMatch
 ) -> UserRead:
-    """Change the fields that are sent. With `If-Match`, only if the user has not changed since."""
+    """Change the fields that are sent. With `If-Match`, only if the user still has that version."""
     return await store.change(user_id, update, if_match)
 
 
@@ -102,7 +102,7 @@ async def update_user(
     responses=WRITE | NOT_FOUND | STALE | TAKEN,  # TAKEN: another table refers to the user
 )
 async def delete_user(user_id: UserId, store: StoreDep, if_match: IfMatch) -> None:
-    """Delete a user. With `If-Match`, only if it has not changed since."""
+    """Delete a user. With `If-Match`, only if the user still has that version."""
     await store.remove(user_id, if_match)
 
 

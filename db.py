@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine import SERVERS, Database, Session, SettingsError
+from engine import SQL_SCHEMES, Database, Session, SettingsError
 from store import Backend, UserStore
 from store_sql import SQLUserStore
 
@@ -44,10 +44,10 @@ def open_backend(url: str, replica: str = "", size: int = 15) -> Backend:
     """Return the database that a URL names. Nothing is connected yet. Raises SettingsError."""
     url, replica = url.strip(), replica.strip()
     scheme = url.partition(":")[0].partition("+")[0]
-    if replica and scheme not in SERVERS:
+    if replica and scheme not in SQL_SCHEMES:
         raise SettingsError("READ_DATABASE_URL: only for PostgreSQL, MySQL and MariaDB.")
     try:
-        if scheme in SERVERS:
+        if scheme in SQL_SCHEMES:
             return Database(url, replica, size)
         if scheme == "mongodb":  # and mongodb+srv
             from store_mongo import MongoUserStore
@@ -73,7 +73,7 @@ def get_backend() -> Backend:
 
 
 def open_session(read_only: bool = False) -> AsyncSession:
-    """Return a session for an ``async with`` block, which commits; an exception rolls back."""
+    """Return a session for ``async with``: its end commits, an exception rolls back."""
     backend = get_backend()  # with MongoDB and Redis, a session raises NotSQL when it is used
     return Session(backend if isinstance(backend, Database) else None, read_only)
 

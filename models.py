@@ -4,7 +4,7 @@ It has the shape of the SQLModel tutorial: a base class declares each field once
 the classes for requests and responses add what only they have. A table model does not validate
 (https://sqlmodel.tiangolo.com/tutorial/fastapi/multiple-models/), so values from outside go through
 ``UserCreate`` or ``UserUpdate`` first. ``fields.py`` has the rules of ``Name`` and ``Email``,
-``rows.py`` the other names that are not SQLModel's.
+and ``rows.py`` defines the other names that are not SQLModel's.
 """
 
 from datetime import datetime

@@ -1,8 +1,8 @@
 """SQLite, PostgreSQL, MySQL and MariaDB: SQLModel and SQLAlchemy, in the session of the request.
 
 The unique constraint on ``email_key`` decides whether an address is free: the store writes and
-then catches. ``Versioned`` puts the version into each UPDATE and DELETE. Each method commits, long
-before ``get_session`` would: so ``retry_if_busy`` can run it again after a deadlock.
+then catches. ``Versioned`` puts the version into each UPDATE and DELETE. Each method that writes
+commits before it returns, so ``retry_if_busy`` can repeat it after a deadlock.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -24,8 +24,8 @@ from paging import UserQuery
 from rows import Model, new_row, noun
 from store import EmailTaken, NotFound, StaleVersion, new_rows
 
-# Statements that are built once, with their values as parameters, are faster than objects of User.
-# A change uses objects.
+# SQLAlchemy builds these statements once, and calls only fill in their parameters. That is faster
+# than objects of User, which change() and remove() load.
 USERS = SQLModel.metadata.tables["users"]
 row_id, name_key, email_key = USERS.c.id, USERS.c.name_key, USERS.c.email_key
 # Fetch what a client sees, and nothing else.
@@ -70,7 +70,7 @@ class SQLUserStore:
             try:
                 async with self.session.begin_nested():
                     if rows:
-                        # Not exec(): the session of a test may be SQLAlchemy's, without it.
+                        # A test's session may be SQLAlchemy's, which has no exec().
                         await (await self.session.connection()).execute(INSERT, rows)
             except IntegrityError as error:
                 if not is_conflict(error):
@@ -83,7 +83,7 @@ class SQLUserStore:
                 return stored, [new[i].email for i in sorted(taken)]
 
     async def find_ids(self, email_keys: Iterable[str]) -> dict[str, int]:
-        """Return the ids of these keys. Not every database returns those of many new rows."""
+        """Return the ids of these keys. Some databases return none for a bulk INSERT."""
         rows = await fetch(self.session, SELECT_IDS, {"keys": [*email_keys]})
         return {str(key): int(user_id) for key, user_id in rows}
 
@@ -103,7 +103,7 @@ class SQLUserStore:
         an index through the whole table would fetch its rows one by one.
         """
         values = parameters(query) | {"limit": limit}
-        if query.words and (query.by_name or not query.name):
+        if query.words and (query.by_name or not query.name):  # else no index has the order
             rows = await fetch(self.session, select_page(*shape(query), near=True), values)
             if len(rows) == limit:
                 return [*starmap(UserRow, rows)]
@@ -126,7 +126,7 @@ class SQLUserStore:
         user = await get_for_update(self.session, User, user_id, if_match)
         user.sqlmodel_update(update.model_dump())  # without the fields that the client left out
         try:
-            await self.session.flush()
+            await self.session.flush()  # the object gets its new version and times
             changed = to_user(user.model_dump())
             await self.session.commit()
         except IntegrityError as error:
@@ -207,17 +207,18 @@ def select_page(
             position = at_or_past(name_key, key) & (past(name_key, key) | position)
         found.append(position)
 
-    def in_order(rows: Select[Any], name: ColumnElement[Any], key: ColumnElement[int]) -> Any:
-        order = [name, key] if by_name else [key]
+    def in_order(rows: Select[Any], name: ColumnElement[Any], id_: ColumnElement[int]) -> Any:
+        order = [name, id_] if by_name else [id_]
         return rows.order_by(*(column.desc() if descending else column for column in order))
 
     if near:
-        table = in_order(select(USERS).where(*found), name_key, row_id).limit(NEAR).subquery().c
-        rows = select(*(table[field] for field in FIELDS)).where(*has_words(words, table))
-        rows = in_order(rows, table.name_key, table.id)
+        rows = in_order(select(USERS).where(*found), name_key, row_id).limit(NEAR)
+        nearby = rows.subquery().c  # its columns
+        rows = select(*(nearby[field] for field in FIELDS)).where(*has_words(words, nearby))
+        rows = in_order(rows, nearby.name_key, nearby.id)
     else:
-        # No index has the order of these expressions. For a rare word, the database would follow an
-        # index through the whole table.
+        # concat("") and + 0 keep the database from following an index: for a rare word, that would
+        # lead through the whole table.
         by = (name_key.concat(""), row_id + 0) if words else (name_key, row_id)
         rows = in_order(SELECT.where(*found, *has_words(words)), *by)
     return cast(Select[Any], rows.limit(bindparam("limit")))
@@ -250,7 +251,7 @@ def has_words(count: int, table: Any = USERS.c) -> list[ColumnElement[bool]]:
 
 
 def shape(query: UserQuery) -> tuple[str, bool, bool, bool, int]:
-    """Return what the statement for a query depends on."""
+    """Return the arguments of ``select_page``; from the third on, those of ``select_count``."""
     return (query.sort, bool(query.after), bool(query.name), bool(query.email), len(query.words))
 
 

@@ -233,7 +233,7 @@ def resource(
     async def update_row(
         row_id: path_id, changes: update, session: SessionDep, if_match: IfMatch
     ) -> read:
-        """Change the fields that are sent. With `If-Match`, only if it has not changed since."""
+        """Change the fields that are sent. With `If-Match`, only if it still has that version."""
         row = await get_for_update(session, model, row_id, if_match)
         row.sqlmodel_update(changes.model_dump())
         await save(session, row)
@@ -241,7 +241,7 @@ def resource(
 
     @router.delete(item, name=f"delete_{one}", status_code=204, responses=deleted)
     async def delete_row(row_id: path_id, session: SessionDep, if_match: IfMatch) -> None:
-        """Delete a row. With `If-Match`, only if it has not changed since."""
+        """Delete a row. With `If-Match`, only if it still has that version."""
         await session.delete(await get_for_update(session, model, row_id, if_match))
 
     @router.post("/bulk", name=f"create_{many}", **created)

@@ -16,8 +16,8 @@ from engine.tables import make_tables
 from engine.url import SettingsError, hosts, parse_url
 
 # The products that the schemes of URLs stand for. Each has a module of this package.
-SERVERS = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "postgres": "PostgreSQL"}
-SERVERS |= {"mysql": "MySQL", "mariadb": "MySQL"}
+SQL_SCHEMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "postgres": "PostgreSQL"}
+SQL_SCHEMES |= {"mysql": "MySQL", "mariadb": "MySQL"}
 # Without overflow connections, which would be opened and closed all the time under load.
 POOL: dict[str, Any] = {"max_overflow": 0, "pool_timeout": WAIT_MAX, "hide_parameters": True}
 # "It exists already", or is being made: another process that started just now was faster.
@@ -35,8 +35,8 @@ class Database:
     def __init__(self, url: str, replica: str = "", size: int = 15) -> None:
         self.url = parse_url("DATABASE_URL", url)
         self.replica = parse_url("READ_DATABASE_URL", replica) if replica else None
-        self.product = SERVERS[self.url.get_backend_name()]
-        other = self.replica and SERVERS.get(self.replica.get_backend_name()) != self.product
+        self.product = SQL_SCHEMES[self.url.get_backend_name()]
+        other = self.replica and SQL_SCHEMES.get(self.replica.get_backend_name()) != self.product
         if other or (self.replica and self.product == "SQLite"):
             reason = "only for PostgreSQL and MySQL: a replica of the same."
             raise SettingsError(f"READ_DATABASE_URL: {reason}")

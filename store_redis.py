@@ -164,7 +164,7 @@ local what, sign, after, limit, prefix = unpack(ARGV)
 local find, sub, word = string.find, string.sub, ARGV[6] or ''
 local down, next = sign == '-', {{'+', 'BYLEX', 'LIMIT', 0, 1}}
 if down then next = {{'-', 'BYLEX', 'REV', 'LIMIT', 0, 1}} end
-local looked, found, count, check = 0, {{}}, 0, what == 'name' or prefix ~= '' or #ARGV > 6
+local looked, found, count, check = 0, {{}}, 0, what == 'name' or prefix ~= ''
 -- Each search key, NUL, the id, and a character that no key has.
 local function text_of(hundred)
   local key = 'roster:search:' .. hundred
@@ -185,26 +185,30 @@ while looked < {PIECE} do
   if not first then return {{found, false, count}} end
   local hundred, hits = sub(first, 1, 17), {{}}
   local text = text_of(hundred)
-  local at = find(text, word, 1, true)
+  local at, start = find(text, word, 1, true), 1
   while at and at <= #text do
-    local stop = find(text, '\1', at, true)
-    if at <= stop - 20 then table.insert(hits, sub(text, stop - 19, stop - 1)) end -- not in an id
-    at = find(text, word, stop + 1, true)
+    local stop = find(text, '\1', start, true)
+    if stop > at then
+      local search_key, fits = sub(text, start, stop - 21), at <= stop - 20 -- not in an id
+      for i = 7, #ARGV do fits = fits and find(search_key, ARGV[i], 1, true) end
+      if fits then table.insert(hits, sub(text, stop - 19, stop - 1)) end
+      at = find(text, word, stop + 1, true)
+    end
+    start = stop + 1
   end
   for i = 1, #hits do
     local id = hits[down and #hits + 1 - i or i]
     local fits = after == '' or (down and id < after) or (not down and id > after)
-    local keys = {{}}
+    local name_key = ''
     if fits and check then
-      keys = redis.call('HMGET', 'roster:user:' .. id, 'name_key', 'search_key')
-      fits = sub(keys[1] or '', 1, #prefix) == prefix
-      for i = 7, #ARGV do fits = fits and find(keys[2] or '', ARGV[i], 1, true) end
+      name_key = redis.call('HGET', 'roster:user:' .. id, 'name_key') or ''
+      fits = sub(name_key, 1, #prefix) == prefix
       looked = looked + 1
     end
     if fits then
       count = count + 1
       if what == 'id' then table.insert(found, id) end
-      if what == 'name' then table.insert(found, (keys[1] or '') .. '\0' .. id) end
+      if what == 'name' then table.insert(found, name_key .. '\0' .. id) end
       if count == tonumber(limit) then return {{found, id, count}} end
     end
   end

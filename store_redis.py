@@ -186,6 +186,7 @@ while looked < {PIECE} do
   local hundred, hits = sub(first, 1, 17), {{}}
   local text = text_of(hundred)
   local at, start = find(text, word, 1, true), 1
+  for i = 7, #ARGV do at = find(text, ARGV[i], 1, true) and at end
   while at and at <= #text do
     local stop = find(text, '\1', start, true)
     if stop > at then

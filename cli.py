@@ -549,7 +549,8 @@ def read_csv(lines: Iterator[str], told: Titles, say: bool) -> Iterator[Row]:
                 # An empty cell is a field that is not there, if it need not be there.
                 yield line, check({f: text for f, text in user.items() if text or f in NEEDED})
             else:
-                yield line, check(to_person(row, columns))
+                person = to_person(row, columns)
+                yield line, check(person) if person["email"] else "no address"
     except csv.Error as error:
         raise Stop(f"line {reader.line_num + skipped}: not CSV: {error}.") from None
 

@@ -597,6 +597,11 @@ def test_cell_without_an_address_takes_no_longer_the_longer_it_is() -> None:
     assert time.monotonic() - began < 60
 
 
+def test_row_without_an_address_says_so() -> None:
+    rows = [*read_rows(io.BytesIO((CASES / "google-new.csv").read_bytes()))]
+    assert [row for row in rows if isinstance(row[1], str)] == [(14, "no address")]
+
+
 def test_columns_without_a_header_are_told_by_number(tmp_path: Path) -> None:
     file, url = CASES / "no-header-last-first-email.csv", f"sqlite:///{tmp_path}/roster.db"
     result = cli("import", file, "--name=2,1", "--address=3", url=url)

@@ -390,8 +390,9 @@ async def import_users(
 ) -> None:
     """Add the users of a CSV file, or of JSON Lines.
 
-    It guesses the columns of the name and the address, and says which; --dry-run says only that.
-    Rejected rows are listed, with their lines, on standard error. The others are stored.
+    Unless the header is that of an export, it guesses which columns hold the name and the address,
+    and prints them. Rejected rows are listed, with their lines, on standard error. The others are
+    stored.
     """
     told = {"name": names.split(","), "email": [address]}
     told = {field: titles for field, titles in told.items() if titles != [""]}
@@ -532,7 +533,7 @@ def read_csv(lines: Iterator[str], told: Titles, say: bool) -> Iterator[Row]:
         if not first:
             raise Stop("The file is empty.")
         sample = [row for _, row in first]
-        titles = [title.strip().lower() for title in sample[0]]
+        titles = [*map(as_title, sample[0])]
         exact = not told and NEEDED <= {*titles} <= {*FIELDS} and len({*titles}) == len(titles)
         if exact:
             header, columns = 0, {title: [number] for number, title in enumerate(titles)}
@@ -544,13 +545,14 @@ def read_csv(lines: Iterator[str], told: Titles, say: bool) -> Iterator[Row]:
         for line, row in chain(first[header + 1 :], rows):
             if len(row) != wide:
                 yield line, f"{len(row)} cells, but the header has {wide}"
-            elif exact:
-                user = {field: plain_cell(row[number]) for field, [number] in columns.items()}
-                # An empty cell is a field that is not there, if it need not be there.
-                yield line, check({f: text for f, text in user.items() if text or f in NEEDED})
-            else:
-                person = to_person(row, columns)
-                yield line, check(person) if person["email"] else "no address"
+                continue
+            if exact:
+                person = {field: plain_cell(row[number]) for field, [number] in columns.items()}
+            elif not (person := to_person(row, columns))["email"]:
+                yield line, "no address"
+                continue
+            # An empty cell is a field that is not there, if it need not be there.
+            yield line, check({f: text for f, text in person.items() if text or f in NEEDED})
     except csv.Error as error:
         raise Stop(f"line {reader.line_num + skipped}: not CSV: {error}.") from None
 
@@ -608,7 +610,7 @@ def role(title: str) -> str | None:
 def find_columns(rows: list[list[str]], told: Titles) -> tuple[int, Columns]:
     """Return the header's row (-1: none), and the columns of the name and of the address.
 
-    It guesses as web/guess.js does what it is not told. Raises Stop if that is not clear.
+    What it is not told, it guesses as web/guess.js does. Raises Stop if that is not clear.
     """
     wide = max(map(len, rows))
     wanted = {field: [*map(as_title, titles)] for field, titles in told.items()}
@@ -709,8 +711,7 @@ def to_person(row: list[str], columns: Columns) -> dict[str, str]:
         # "Ada <ada@example.com>" has a name, too; ada.lovelace@example.com makes one.
         beside = ADDRESS.sub(" ", re.sub("<[^>]*>", " ", name or text)).strip(" \"'")
         name = beside or re.sub("[._-]+", " ", found[0].partition("@")[0].partition("+")[0]).title()
-    given |= {"name": name, "email": found[0] if found else text}
-    return {field: value for field, value in given.items() if value or field in NEEDED}
+    return given | {"name": name, "email": found[0] if found else text}
 
 
 def as_title(text: str) -> str:

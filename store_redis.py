@@ -23,7 +23,7 @@ A script runs alone and whole, so no client sees half a change. Its first write 
 Redis may reject (memory full, a replica); it comes after everything that the script itself could
 reject. Scripts use keys that are not among their arguments: no Redis Cluster.
 
-A search takes several scripts, each of which looks at few users; between two, Redis serves others.
+A search takes several scripts, each of which looks at few users. Redis serves others in between.
 """
 
 import asyncio
@@ -84,11 +84,6 @@ local function write(id, first, last)
   redis.call('HSET', user, unpack(values))
   if #nulls > 0 then redis.call('HDEL', user, unpack(nulls)) end
 end
-local function unlist(id, name_key)
-  redis.call('DEL', 'roster:search:' .. string.sub(id, 1, 17))
-  redis.call('ZREM', 'roster:by_id', id)
-  redis.call('ZREM', 'roster:by_name', (name_key or '') .. '\\0' .. id)
-end
 local function list(id)
   local name_key = redis.call('HGET', 'roster:user:' .. id, 'name_key') or ''
   redis.call('DEL', 'roster:search:' .. string.sub(id, 1, 17))
@@ -99,8 +94,9 @@ local function remove(id)
   local user = 'roster:user:' .. id
   local name_key, email_key = unpack(redis.call('HMGET', user, 'name_key', 'email_key'))
   redis.call('HDEL', 'roster:emails', email_key or '')
-  unlist(id, name_key)
-  redis.call('DEL', user)
+  redis.call('ZREM', 'roster:by_id', id)
+  redis.call('ZREM', 'roster:by_name', (name_key or '') .. '\\0' .. id)
+  redis.call('DEL', user, 'roster:search:' .. string.sub(id, 1, 17))
 end
 """
 # ARGV: "skip" or "fail", how many texts a user has, the last id after which there are just enough;
@@ -253,7 +249,7 @@ if #ARGV > 2 then
   redis.call('HINCRBY', user, 'version', 1)
   redis.call('HDEL', 'roster:emails', email_key)
   redis.call('HSET', 'roster:emails', new_key, id)
-  unlist(id, name_key)
+  redis.call('ZREM', 'roster:by_name', (name_key or '') .. '\0' .. id)
   list(id)
 end
 return read(id)
@@ -370,8 +366,8 @@ class RedisUserStore:
     async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
         """Walk along a sorted set and read the hashes of its members, in one script.
 
-        In two steps, a user could be renamed in between, and the next page begin elsewhere. A
-        search sorted by name looks at the next names first, and then at all users.
+        In two, a user could be renamed in between, and the next page begin elsewhere. A search takes
+        several, so it leaves such a user out. Sorted by name, it looks at the next names first.
         """
         down, words, prefix = query.descending, query.words, fold(query.name).encode()
 

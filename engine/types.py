@@ -44,7 +44,7 @@ def as_condition(element: Contains, compiler: SQLCompiler, **options: Any) -> st
 
 
 def contains(column: ColumnElement[str], part: str) -> ColumnElement[bool]:
-    """Return the condition that a text contains the value of this parameter (to SQLite, A is a)."""
+    """Return the condition that a text contains a parameter's value. SQLite ignores A-Z's case."""
     return Contains(column, bindparam(part, type_=Part()))
 
 

@@ -366,8 +366,9 @@ class RedisUserStore:
     async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
         """Walk along a sorted set and read the hashes of its members, in one script.
 
-        In two, a user could be renamed in between, and the next page begin elsewhere. A search takes
-        several, so it leaves such a user out. Sorted by name, it looks at the next names first.
+        In two, a user could be renamed in between, and the next page begin elsewhere. A search
+        takes several, so it leaves such a user out. Sorted by name, it looks at the next names
+        first, and then at all users.
         """
         down, words, prefix = query.descending, query.words, fold(query.name).encode()
 

@@ -55,7 +55,7 @@ KINDS = by_code(
         Kind.BUSY: "BUSY",
         Kind.REFUSED: "AuthenticationError NOAUTH WRONGPASS NOPERM NOSUCHDB"
         " SSLCertVerificationError",
-        Kind.UNREACHABLE: "LOADING MASTERDOWN ConnectionError TimeoutError OSError",
+        Kind.UNREACHABLE: "LOADING MASTERDOWN disconnected ConnectionError TimeoutError OSError",
         Kind.READ_ONLY: "READONLY MISCONF NOREPLICAS",
         Kind.FULL: "OOM FULL",
     }
@@ -311,7 +311,7 @@ class RedisUserStore:
     """Users in the keys ``roster:*``."""
 
     kinds: Mapping[str, Kind] = KINDS
-    errors: tuple[type[Exception], ...] = (RedisError, OSError)
+    errors: tuple[type[Exception], ...] = RedisError, OSError, RuntimeError  # uvloop's
 
     def __init__(self, url: str, size: int = 15) -> None:
         """Open the database of a URL. Nothing is connected yet. Raises SettingsError."""
@@ -582,7 +582,7 @@ async def reading(ask: Callable[..., Awaitable[Any]], *args: Any) -> Any:
 
     A change may not: if its connection breaks, it is unknown whether it was done.
     """
-    with suppress(RedisConnectionError):
+    with suppress(RedisConnectionError, RuntimeError):
         return await ask(*args)
     return await ask(*args)
 

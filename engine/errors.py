@@ -12,7 +12,7 @@ SPECIFIC = (
     "SSLCertVerificationError",
     "TargetServerAttributeNotMatched",  # no host is the primary at the moment (asyncpg)
 )
-# How uvloop and asyncmy, as a RuntimeError, report a connection that the server has just closed.
+# How uvloop and asyncmy, in a RuntimeError, report a connection that the server has just closed.
 CLOSED = ("the handler is closed", "Transport does not expose socket")
 # A value that asyncpg rejected after it prepared the statement, whose locks the connection holds.
 REJECTED = "22000"
@@ -36,9 +36,14 @@ def codes(error: BaseException) -> list[str]:
             found += [REJECTED, REJECTED[:2]]
         names[:0] = [kind.__name__ for kind in type(cause).__mro__]
         cause = cause.__cause__
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
+    invalidated = isinstance(error, DBAPIError) and error.connection_invalidated
+    if invalidated or lost_connection(error):
         found.append("disconnected")
     return [*(name for name in names if name in SPECIFIC), *found, *names]
+
+
+def lost_connection(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in CLOSED)
 
 
 def wrapped(error: BaseException, dialect: Dialect, connection: Any = None) -> BaseException:
@@ -50,7 +55,7 @@ def wrapped(error: BaseException, dialect: Dialect, connection: Any = None) -> B
             error = found
     if isinstance(error, dialect.loaded_dbapi.Error):
         return DBAPIError.instance(None, None, error, dialect.loaded_dbapi.Error, dialect=dialect)
-    closed = isinstance(error, RuntimeError) and any(words in str(error) for words in CLOSED)
+    closed = lost_connection(error)
     if closed or isinstance(error, (OSError, OverflowError, ValueError)):
         return OperationalError(None, None, error, connection_invalidated=closed)
     return error

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvloop
 from conftest import required, serve
 from databases import open_redis, redis_server
 from redis import Redis
@@ -24,7 +25,8 @@ from test_contract import add, fields, read_all
 from test_start import only_line, start_and_fail
 
 from fields import fold, fold_all, fold_email
-from store import Kind, find_fault
+from models import UserCreate, UserUpdate
+from store import Fault, Kind, find_fault
 from store_redis import RedisUserStore
 
 
@@ -416,6 +418,35 @@ def test_read_whose_answer_is_lost_is_sent_once_more(url: str, tmp_path: Path) -
         assert len(sent) == 3
         sent.clear()
         assert client.get("/users/").is_success
+
+
+def test_connection_that_ends_just_before_a_command_is_unreachable(
+    url: str, redis: Redis, tmp_path: Path
+) -> None:
+    """redis-py has looked at it, and has not written yet; uvloop raises a RuntimeError."""
+
+    async def use() -> None:
+        store = RedisUserStore(url)
+        pool: Any = store.redis.connection_pool
+
+        def end_connection() -> None:
+            (connection,) = pool._available_connections
+            connection._writer.transport.abort()  # the loop is told of it a moment later
+
+        try:
+            user = await store.add(UserCreate(name="Ada", email="ada@example.com"))
+            end_connection()
+            with pytest.raises(Fault) as found:
+                await store.change(user.id, UserUpdate.model_validate({"name": "Eve"}), None)
+            assert found.value.kind is Kind.UNREACHABLE
+            assert isinstance(found.value.__cause__, RuntimeError)
+            assert await store.get(user.id) == user
+            end_connection()
+            assert await store.get(user.id) == user  # sent once more
+        finally:
+            await store.stop()
+
+    uvloop.run(use())
 
 
 @pytest.mark.parametrize(

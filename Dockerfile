@@ -12,7 +12,7 @@ RUN useradd --system --uid 10001 --no-create-home roster \
     && install -d -o roster -m 700 /data
 COPY --from=build /opt/venv /opt/venv
 WORKDIR /opt/roster
-COPY *.py pyproject.toml ./
+COPY *.py *.lua pyproject.toml ./
 COPY engine engine
 COPY migrations migrations
 COPY web web

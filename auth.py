@@ -65,11 +65,6 @@ BY_PATH = dict.fromkeys(PAGE_FILES | DOCS_FILES, headers(STRICT, "no-cache"))
 BY_PATH["/docs"] = headers(DOCS, "no-store")
 
 
-def headers_of(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """Return the headers that a response to this request has besides its own."""
-    return BY_PATH.get(path_of(scope), API_HEADERS)
-
-
 def path_of(scope: Scope) -> str:
     """Return the path without the prefix under which a proxy or another app serves Roster."""
     path: str = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -216,8 +211,8 @@ async def throw_away(receive: Receive) -> None:
 class Access:
     """ASGI middleware: admits or rejects a request, logs changes and failures.
 
-    Every response has the headers of ``headers_of``, and an id: never a client's, which could
-    give one to many requests.
+    Every response has the headers of its path (``BY_PATH``), and an id: never a client's, which
+    could give one to many requests.
     """
 
     def __init__(self, app: ASGIApp, callers: Callable[[], Callers] = get_callers) -> None:
@@ -278,7 +273,7 @@ class Access:
                 status = message["status"]
                 access = "write" if caller.writes else "read"  # the page offers what it allows
                 added = [
-                    *headers_of(scope),
+                    *BY_PATH.get(path_of(scope), API_HEADERS),
                     (b"x-caller", f"{caller.name};access={access}".encode()),
                     (b"x-request-id", request_id.encode()),
                 ]

@@ -4,10 +4,9 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlmodel.ext.asyncio.session import AsyncSession
 
 from engine import codes, place_of
 from store import EmailTaken, Fault, Kind, by_code, find_fault
@@ -55,20 +54,13 @@ def email_taken(error: IntegrityError) -> Exception:
     return EmailTaken([("body", "email")]) if is_conflict(error) else error
 
 
-class InSession(Protocol):
-    """A store whose verbs use a session."""
-
-    session: AsyncSession
-
-
 P = ParamSpec("P")
 T = TypeVar("T")
-S = TypeVar("S", bound=InSession)
 
 
 def retry_if_busy(
-    work: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    work: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
     """Roll a verb back if it fails; retry it, twice at most, if another transaction won.
 
     Then nothing of it was done: a deadlock (PostgreSQL 40P01, MySQL 1213), or on Galera a change on
@@ -76,7 +68,7 @@ def retry_if_busy(
     """
 
     @wraps(work)
-    async def run(store: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run(store: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         began = time.monotonic()
         pauses = [0.2, 0.02]
         while True:

@@ -12,7 +12,6 @@ import msgspec
 from pydantic import MISSING, AfterValidator, AwareDatetime, BeforeValidator, WithJsonSchema
 from sqlalchemy import (
     BigInteger,
-    Column,
     Dialect,
     Integer,
     Numeric,
@@ -87,18 +86,13 @@ class Amount(TypeDecorator[Decimal]):
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return BigInteger() if dialect.name == "sqlite" else super().load_dialect_impl(dialect)
 
-    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
-        return self.shifted(value, self.places, dialect)
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        as_it_is = value is None or dialect.name != "sqlite"
+        return value if as_it_is else int(Decimal(value).scaleb(self.places))
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        return self.shifted(value, -self.places, dialect)
-
-    def shifted(self, value: Any, places: int, dialect: Dialect) -> Any:
-        """Return a number with its point moved on SQLite, which stores it as an integer."""
-        if value is None or dialect.name != "sqlite":
-            return value
-        shifted = Decimal(value).scaleb(places)
-        return int(shifted) if places > 0 else shifted
+        as_it_is = value is None or dialect.name != "sqlite"
+        return value if as_it_is else Decimal(value).scaleb(-self.places)
 
 
 def key_of(*fields: str, by: Callable[..., str] = fold, **options: Any) -> Any:
@@ -154,15 +148,10 @@ def noun(model: type[SQLModel]) -> str:
     return model.__name__.lower()
 
 
-def columns_of(model: type[SQLModel]) -> list[Column[Any]]:
-    """Return the columns of a table model."""
-    return [*table_of(model).c]
-
-
 @cache
 def keys_of(model: type[SQLModel]) -> dict[str, str]:
     """Return the columns of ``key_of`` that follow one field, each with this field."""
-    keys = {column.name: column.info.get("key_of", ()) for column in columns_of(model)}
+    keys = {column.name: column.info.get("key_of", ()) for column in table_of(model).c}
     return {key: fields[0] for key, fields in keys.items() if len(fields) == 1}
 
 
@@ -172,7 +161,7 @@ def follow(model: type[SQLModel], values: Mapping[str, Any], whole: bool = False
     Raises ValueError if the ``whole`` of a key is needed.
     """
     keys = {}
-    for column in columns_of(model):
+    for column in table_of(model).c:
         fields = column.info.get("key_of", ())
         known = [field for field in fields if values.get(field) is not None]
         if known and whole and len(known) < len(fields):
@@ -196,7 +185,7 @@ def update_keys_of_statement(state: ORMExecuteState) -> None:
     statement = state.statement
     if isinstance(statement, Update) and (mapper := state.bind_mapper):
         model = cast(type[SQLModel], mapper.class_)
-        if not any("key_of" in column.info for column in columns_of(model)):
+        if not any("key_of" in column.info for column in table_of(model).c):
             return
         many = state.parameters if isinstance(state.parameters, list) else []
         found = {} if many else follow(model, statement.compile().params, whole=True)
@@ -212,34 +201,19 @@ class Values(dict[str, Any]):
         return self
 
 
-@cache
-def defaults_of(model: type[SQLModel]) -> dict[str, Callable[[Values], Any]]:
-    """Return what makes the default value of each column that has one."""
-
-    def constant(value: Any) -> Callable[[Values], Any]:
-        return lambda _: value
-
-    found: dict[str, Any] = {column.name: column.default for column in columns_of(model)}
-    return {
-        name: default.arg if default.is_callable else constant(default.arg)
-        for name, default in found.items()
-        if default is not None
-    }
-
-
 def new_row(model: type[SQLModel], fields: dict[str, Any]) -> dict[str, Any]:
     """Return all values of a new row: these, and the defaults of the other columns but the id."""
     row = Values(fields)
-    for name, default in defaults_of(model).items():
-        if name not in row:
-            row[name] = default(row)
+    for column in table_of(model).c:
+        if column.name not in row and (default := cast(Any, column.default)) is not None:
+            row[column.name] = default.arg(row) if default.is_callable else default.arg
     return row
 
 
 def changed_row(model: type[SQLModel], fields: dict[str, Any]) -> dict[str, Any]:
     """Return the values that change with these, the version apart: ``fields``, keys, times."""
     row = Values(fields | follow(model, fields))
-    for column in columns_of(model):
+    for column in table_of(model).c:
         if (made := cast(Any, column.onupdate)) is not None and made.is_callable:
             row[column.name] = made.arg(row)
     return row
@@ -272,11 +246,11 @@ def unvalidated(model: type[Model]) -> Callable[..., Model]:
     fields: list[Any] = []
     for name in fields_of(model):
         field = model.model_fields[name]
-        if field.is_required():
-            fields.append((name, field.annotation))
-        else:
-            absent = field.default is MISSING
-            fields.append((name, Any, msgspec.UNSET if absent else field.default))
+        if field.default is MISSING:
+            fields.append((name, Any, msgspec.UNSET))
+        else:  # a row that was stored before a field was added has the field's default
+            default = None if field.is_required() else field.default
+            fields.append((name, field.annotation, default))
     made: Any = msgspec.defstruct(model.__name__, fields, module=__name__)
     return cast(Callable[..., Model], made)
 
@@ -288,11 +262,3 @@ def converted(values: Any, row: Callable[..., Model], strict: bool = True) -> Mo
     """
     found: Any = msgspec.convert(values, cast(Any, row), strict=strict)
     return cast(Model, found)
-
-
-def reader_of(annotation: type) -> Callable[[str], Any] | None:
-    """Return what makes a value of this type of a text, None if the text is the value."""
-    usual = {str: None, int: int, datetime: datetime.fromisoformat}
-    if annotation in usual:
-        return usual[annotation]
-    return lambda text: msgspec.convert(text, annotation, strict=False)

@@ -7,6 +7,7 @@ side. It knows its own driver's codes: whatever the driver raises leaves it as a
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import nullcontext
 from enum import Enum, auto
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -152,61 +153,39 @@ class UserStore(Protocol):
         """
 
 
-class Pooled(Protocol):
-    """A store whose driver has a pool of its own, with as many ``slots`` as connections.
-
-    Expensive queries take few of them, so that they cannot keep others waiting.
-
-    In the pools of PyMongo and redis-py, a caller that asks at the right moment overtakes those
-    that wait; asyncio hands the slots out in order.
-    """
-
-    slots: asyncio.Semaphore
-    expensive: asyncio.Semaphore
-    place: str
-    errors: tuple[type[Exception], ...]  # what its driver raises
-    kinds: Mapping[str, Kind]  # of its codes
-
-    def codes(self, error: Exception) -> list[str]:
-        """Return what the database calls an error, the most telling code first."""
-
-
 P = ParamSpec("P")
-S = TypeVar("S", bound=Pooled)
 
 
 def in_slot(
-    work: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """Let a verb wait for a slot first, ``WAIT_MAX`` at most. Raises Fault.
+    work: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """Let a verb wait for one of its store's ``slots``, ``WAIT_MAX`` at most. Raises Fault.
 
-    None may call another one, because it might wait for itself.
+    There are as many as connections. In the pools of PyMongo and redis-py, a caller that asks at
+    the right moment overtakes those that wait; asyncio hands the slots out in order. Expensive
+    queries take few of them, so that they cannot keep others waiting. No verb may call another one,
+    because it might wait for itself.
     """
 
     @wraps(work)
-    async def run(store: S, /, *args: P.args, **options: P.kwargs) -> T:
-        if args and getattr(args[0], "expensive", False):
-            async with store.expensive:
-                return await run_in_slot(store, *args, **options)
-        return await run_in_slot(store, *args, **options)
-
-    async def run_in_slot(store: S, /, *args: P.args, **options: P.kwargs) -> T:
-        try:
-            if store.slots.locked():
-                async with asyncio.timeout(WAIT_MAX):
+    async def run(store: Any, /, *args: P.args, **options: P.kwargs) -> T:
+        expensive = args and getattr(args[0], "expensive", False)
+        gate: Any = store.expensive if expensive else nullcontext()
+        async with gate:
+            try:
+                # None: at once, without a timer.
+                async with asyncio.timeout(WAIT_MAX if store.slots.locked() else None):
                     await store.slots.acquire()
-            else:
-                await store.slots.acquire()  # at once
-        except TimeoutError:
-            raise Fault(Kind.UNREACHABLE, "no free connection", store.place) from None
-        try:
-            return await work(store, *args, **options)
-        except store.errors as error:
-            if fault := find_fault(store.codes(error), store.kinds, store.place):
-                raise fault from error
-            raise
-        finally:
-            store.slots.release()
+            except TimeoutError:
+                raise Fault(Kind.UNREACHABLE, "no free connection", store.place) from None
+            try:
+                return await work(store, *args, **options)
+            except store.errors as error:
+                if fault := find_fault(store.codes(error), store.kinds, store.place):
+                    raise fault from error
+                raise
+            finally:
+                store.slots.release()
 
     return run
 

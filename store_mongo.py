@@ -10,7 +10,7 @@ not have.
 import asyncio
 import re
 import warnings
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -58,19 +58,14 @@ KINDS = by_code(
 )
 # Fetch what a client sees, and nothing else; its id is _id here.
 SEEN = {field: 1 for field in FIELDS if field != "id"}
-# A document that was stored before another field was added has that field's default.
-REQUIRED = {name for name, field in UserRead.model_fields.items() if field.is_required()}
 
 
 class MongoUserStore:
     """Users in the collection ``users``."""
 
+    kinds = KINDS
     # The last two: a value that BSON cannot hold.
-    kinds: Mapping[str, Kind] = KINDS
-    errors: tuple[type[Exception], ...] = (
-        *(PyMongoError, BSONError, OSError),
-        *(OverflowError, UnicodeEncodeError),
-    )
+    errors = PyMongoError, BSONError, OSError, OverflowError, UnicodeEncodeError
 
     def __init__(self, url: str, size: int = 15) -> None:
         """Open the database of a URL. Nothing is connected yet. Raises SettingsError."""
@@ -86,12 +81,20 @@ class MongoUserStore:
         self.counters: AsyncCollection[Document] = database["counters"]
 
     def codes(self, error: Exception) -> list[str]:
-        return mongo_codes(error)
+        """Return MongoDB's number for an error, and the names of its classes."""
+        # Of what went wrong with each server, only the text is kept.
+        if isinstance(error, ServerSelectionTimeoutError) and "CERTIFICATE_VERIFY" in str(error):
+            return ["SSLCertVerificationError"]
+        said = getattr(error, "details", None) or {}
+        # Of several inserts, the first that was rejected says why.
+        first = [*said.get("writeErrors", []), *said.get("writeConcernErrors", []), said][0]
+        number = first.get("code") or getattr(error, "code", None)
+        return [*([str(number)] if number else []), *codes(error)]
 
     @in_slot
     async def add(self, new: UserCreate) -> UserRead:
         """Insert a document; the unique index says whether the address is free."""
-        document = new_document(await self.take_ids(1), new.model_dump())
+        document = new_document(await self.take_ids(1), new_row(User, new.model_dump()))
         try:
             await self.users.insert_one(document)
         except DuplicateKeyError:
@@ -117,7 +120,7 @@ class MongoUserStore:
             try:
                 await self.transact(partial(self.insert, documents))
             except BulkWriteError as error:
-                if not is_conflict(error):
+                if "11000" not in self.codes(error):  # no address is taken
                     raise
                 taken |= await self.find_taken(first)
             else:
@@ -219,7 +222,8 @@ class MongoUserStore:
     async def restore(self, users: Sequence[UserRead], gone: Sequence[int], last_id: int) -> None:
         """Delete and insert documents in a transaction, which changes the counter's too."""
         documents = [
-            new_document(user.id, {field: getattr(user, field) for field in SEEN}) for user in users
+            new_document(user.id, new_row(User, {field: getattr(user, field) for field in SEEN}))
+            for user in users
         ]
 
         async def work(session: AsyncClientSession) -> None:
@@ -233,7 +237,7 @@ class MongoUserStore:
         try:
             await self.transact(work, 60)
         except BulkWriteError as error:
-            raise (EmailTaken([]) if is_conflict(error) else error) from None
+            raise (EmailTaken([]) if "11000" in self.codes(error) else error) from None
 
     @in_slot
     async def last_id(self) -> int:
@@ -314,31 +318,14 @@ class MongoUserStore:
         raise StaleVersion
 
 
-def mongo_codes(error: Any) -> list[str]:
-    """Return MongoDB's number for an error, and the names of its classes."""
-    # Of what went wrong with each server, only the text is kept.
-    if isinstance(error, ServerSelectionTimeoutError) and "CERTIFICATE_VERIFY" in str(error):
-        return ["SSLCertVerificationError"]
-    said = getattr(error, "details", None) or {}
-    # Of several inserts, the first that was rejected says why.
-    first = [*said.get("writeErrors", []), *said.get("writeConcernErrors", []), said][0]
-    number = first.get("code") or getattr(error, "code", None)
-    return [*([str(number)] if number else []), *codes(error)]
+def new_document(user_id: int, row: dict[str, Any]) -> Document:
+    """Return the document of a user with these values."""
+    return {"_id": Int64(user_id), **row, "search_key": row["search_key"].split("\n")}
 
 
-def is_conflict(error: PyMongoError) -> bool:
-    """Return whether the unique index rejected it."""
-    return "11000" in mongo_codes(error)
-
-
-def new_document(user_id: int, fields: dict[str, Any]) -> Document:
-    """Return the document of a user with these fields."""
-    return {"_id": Int64(user_id), **new_row(User, fields), **keys(fields)}
-
-
-def keys(fields: Document) -> Document:
-    """Return the keys of a user, the search key as a list."""
-    found = follow(User, {name: fields[name] for name in ("name", "email")})
+def keys(document: Document) -> Document:
+    """Return the keys that follow the fields of a document."""
+    found = follow(User, {name: document[name] for name in ("name", "email")})
     return found | {"search_key": found["search_key"].split("\n")}
 
 
@@ -351,7 +338,7 @@ def to_set(fields: dict[str, Any]) -> Document:
 
 def to_user(document: Document) -> UserRead:
     """Return what clients see of a document."""
-    row = {field: document.get(field) for field in SEEN if field in document or field in REQUIRED}
+    row = {field: document[field] for field in SEEN if field in document}
     # msgspec does not know Int64, and old shells of MongoDB's make a float of every number.
     for field, value in row.items():
         if isinstance(value, (Int64, float)):

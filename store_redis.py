@@ -1,4 +1,4 @@
-r"""Redis: redis.asyncio, one Lua script to a change, and these keys.
+"""Redis: redis.asyncio, one Lua script to a change (``store_redis.lua``), and these keys.
 
 ``roster:last_id``
     A string: the newest id. It only grows, so no id is given twice.
@@ -27,11 +27,12 @@ A search takes several scripts, each of which looks at few users. Redis serves o
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from ssl import SSLCertVerificationError
-from typing import Any, cast
+from typing import Any
 
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -46,7 +47,7 @@ from engine import SettingsError, codes, hosts, parse_url
 from fields import ID_MAX, fold, fold_all, fold_email
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
 from paging import UserQuery
-from rows import changed_row, new_row, reader_of
+from rows import changed_row, converted, new_row
 from store import EmailTaken, Kind, NotFound, StaleVersion, by_code, in_slot, logger, new_rows
 
 # The word that Redis begins an error with, or the name of a class of exceptions.
@@ -60,263 +61,24 @@ KINDS = by_code(
         Kind.FULL: "OOM FULL",
     }
 )
-# What makes a value of a field's text; None if it is the text.
-FROM_TEXT = [reader_of(cast(Any, UserRead.model_fields[field].annotation)) for field in FIELDS]
-# A hash that was stored before another field was added has that field's default.
-REQUIRED = {name for name, field in UserRead.model_fields.items() if field.is_required()}
 NULL = "\0"  # stands for null in a script's arguments: no text has a NUL
 PIECE = 1000  # users at whose hashes a script looks
-
-# The beginning of every script. A hash has a field for every value that isn't null.
-READ = f"""
-local function read(id)
-  return redis.call('HMGET', 'roster:user:' .. id, {", ".join(f"'{field}'" for field in FIELDS)})
-end
-local function write(id, first, last)
-  local user, values, nulls = 'roster:user:' .. id, {{}}, {{}}
-  for i = first, last, 2 do
-    if ARGV[i + 1] == '\\0' then table.insert(nulls, ARGV[i])
-    else
-      table.insert(values, ARGV[i])
-      table.insert(values, ARGV[i + 1])
-    end
-  end
-  redis.call('HSET', user, unpack(values))
-  if #nulls > 0 then redis.call('HDEL', user, unpack(nulls)) end
-end
-local function list(id)
-  local name_key = redis.call('HGET', 'roster:user:' .. id, 'name_key') or ''
-  redis.call('DEL', 'roster:search:' .. string.sub(id, 1, 17))
-  redis.call('ZADD', 'roster:by_id', 0, id)
-  redis.call('ZADD', 'roster:by_name', 0, name_key .. '\\0' .. id)
-end
-local function remove(id)
-  local user = 'roster:user:' .. id
-  local name_key, email_key = unpack(redis.call('HMGET', user, 'name_key', 'email_key'))
-  redis.call('HDEL', 'roster:emails', email_key or '')
-  redis.call('ZREM', 'roster:by_id', id)
-  redis.call('ZREM', 'roster:by_name', (name_key or '') .. '\\0' .. id)
-  redis.call('DEL', user, 'roster:search:' .. string.sub(id, 1, 17))
-end
-"""
-# ARGV: "skip" or "fail", how many texts a user has, the last id after which there are just enough;
-# then for each user its email_key, and fields and their values.
-ADD = r"""
-local seen, free, taken, ids, wide = {}, {}, {}, {}, tonumber(ARGV[2])
-for i = 4, #ARGV, wide do
-  local email_key = ARGV[i]
-  if seen[email_key] or redis.call('HEXISTS', 'roster:emails', email_key) == 1 then
-    table.insert(taken, (i - 4) / wide)
-  else
-    table.insert(free, i)
-  end
-  seen[email_key] = true
-end
-if #taken > 0 and ARGV[1] == 'fail' then return {taken, ids} end
--- Lua's numbers are floating point: ids and versions stay text.
-local function last_id()
-  local short = redis.call('GET', 'roster:last_id') or '0'
-  return string.rep('0', 19 - #short) .. short, short
-end
-if last_id() > ARGV[3] then return redis.error_reply('FULL no id is left') end
-for _, i in ipairs(free) do
-  redis.call('INCR', 'roster:last_id')
-  local id, short = last_id()
-  redis.call('HSET', 'roster:user:' .. id, 'id', short)
-  write(id, i + 1, i + wide - 1)
-  redis.call('HSET', 'roster:emails', ARGV[i], id)
-  list(id)
-  table.insert(ids, short)
-end
-return {taken, ids}
-"""
-# ARGV: an email_key.
-HOLDER = """
-local id = redis.call('HGET', 'roster:emails', ARGV[1])
-return id and {read(id)} or {}
-"""
-# ARGV: a sorted set, "-" for the highest first, the members between which to look, at how many of
-# them, for how many users, words. Returns 1 if there are no more, or 0, and the users.
-WALK = """
-local set, sign, low, high, few, limit = unpack(ARGV)
-local range = {'(' .. low, '(' .. high, 'BYLEX', 'LIMIT', 0, few}
-if sign == '-' then range = {'(' .. high, '(' .. low, 'BYLEX', 'REV', 'LIMIT', 0, few} end
-local members = redis.call('ZRANGE', set, unpack(range))
-local rows = {#members < tonumber(few) and 1 or 0}
-for _, member in ipairs(members) do
-  local id, fits = string.sub(member, -19), true
-  local search_key = ARGV[7] and redis.call('HGET', 'roster:user:' .. id, 'search_key') or ''
-  for i = 7, #ARGV do fits = fits and string.find(search_key, ARGV[i], 1, true) end
-  if fits then table.insert(rows, read(id)) end
-  if #rows > tonumber(limit) then break end
-end
-return rows
-"""
-# ARGV: what to return ("id", "name": members of a sorted set; "count"), "-" for the highest first,
-# the id after which to look or "", for how many at most, a prefix of names or "", words. Returns
-# the members, the id after which to look on, and the count.
-FIND = rf"""
-local what, sign, after, limit, prefix = unpack(ARGV)
-local find, sub, word = string.find, string.sub, ARGV[6] or ''
-local down, next = sign == '-', {{'+', 'BYLEX', 'LIMIT', 0, 1}}
-if down then next = {{'-', 'BYLEX', 'REV', 'LIMIT', 0, 1}} end
-local looked, found, count, check = 0, {{}}, 0, what == 'name' or prefix ~= ''
--- Each search key, NUL, the id, and a character that no key has.
-local function text_of(hundred)
-  local key = 'roster:search:' .. hundred
-  local text = redis.call('GET', key)
-  if text then return text end
-  local ids = redis.call('ZRANGE', 'roster:by_id', '[' .. hundred, '(' .. hundred .. 'x', 'BYLEX')
-  looked = looked + #ids
-  for i, id in ipairs(ids) do
-    ids[i] = (redis.call('HGET', 'roster:user:' .. id, 'search_key') or '') .. '\0' .. id .. '\1'
-  end
-  text = table.concat(ids)
-  redis.pcall('SET', key, text) -- unless the memory is full
-  return text
-end
-while looked < {PIECE} do
-  local from = after ~= '' and '(' .. after or down and '+' or '-'
-  local first = redis.call('ZRANGE', 'roster:by_id', from, unpack(next))[1]
-  if not first then return {{found, false, count}} end
-  local hundred, hits = sub(first, 1, 17), {{}}
-  local text = text_of(hundred)
-  local at, start = find(text, word, 1, true), 1
-  for i = 7, #ARGV do at = find(text, ARGV[i], 1, true) and at end
-  while at and at <= #text do
-    local stop = find(text, '\1', start, true)
-    if stop > at then
-      local search_key, fits = sub(text, start, stop - 21), at <= stop - 20 -- not in an id
-      for i = 7, #ARGV do fits = fits and find(search_key, ARGV[i], 1, true) end
-      if fits then table.insert(hits, sub(text, stop - 19, stop - 1)) end
-      at = find(text, word, stop + 1, true)
-    end
-    start = stop + 1
-  end
-  for i = 1, #hits do
-    local id = hits[down and #hits + 1 - i or i]
-    local fits = after == '' or (down and id < after) or (not down and id > after)
-    local name_key = ''
-    if fits and check then
-      name_key = redis.call('HGET', 'roster:user:' .. id, 'name_key') or ''
-      fits = sub(name_key, 1, #prefix) == prefix
-      looked = looked + 1
-    end
-    if fits then
-      count = count + 1
-      if what == 'id' then table.insert(found, id) end
-      if what == 'name' then table.insert(found, name_key .. '\0' .. id) end
-      if count == tonumber(limit) then return {{found, id, count}} end
-    end
-  end
-  looked, after = looked + 5 + #hits / 2, hundred .. (down and '00' or '99')
-end
-return {{found, after, count}}
-"""
-# ARGV: ids.
-ROWS = """
-local rows = {}
-for i, id in ipairs(ARGV) do rows[i] = read(id) end
-return rows
-"""
-# The beginning of a change. ARGV: the id, the versions that may be changed or "" for any.
-LOOK = """
-local id = ARGV[1]
-local user = 'roster:user:' .. id
-local version, email_key, name_key, search_key =
-  unpack(redis.call('HMGET', user, 'version', 'email_key', 'name_key', 'search_key'))
-if not version then return 'not found' end
-if ARGV[2] ~= '' and not string.find(ARGV[2], ' ' .. version .. ' ', 1, true) then
-  return 'stale'
-end
-"""
-# ARGV, besides: fields and their values.
-CHANGE = rf"""{LOOK}
-local new_key = email_key
-for i = 3, #ARGV, 2 do
-  if ARGV[i] == 'email_key' then new_key = ARGV[i + 1] end
-  if ARGV[i] == 'search_key' then
-    local name, email = string.match(ARGV[i + 1], '^(.*)\n(.*)$')
-    local old_name, old_email = string.match(search_key or '', '^(.*)\n(.*)$')
-    name, email = name == '\0' and old_name or name, email == '\0' and old_email or email
-    ARGV[i + 1] = search_key and name .. '\n' .. email or '\0' -- the next start makes it
-  end
-end
-local holder = redis.call('HGET', 'roster:emails', new_key)
-if holder and holder ~= id then return 'taken' end
-if #ARGV > 2 then
-  write(id, 3, #ARGV)
-  redis.call('HINCRBY', user, 'version', 1)
-  redis.call('HDEL', 'roster:emails', email_key)
-  redis.call('HSET', 'roster:emails', new_key, id)
-  redis.call('ZREM', 'roster:by_name', (name_key or '') .. '\0' .. id)
-  list(id)
-end
-return read(id)
-"""
-REMOVE = rf"""{LOOK}
-remove(id)
-return 'removed'
-"""
-# ARGV: the newest id, how many ids to remove, how many texts a user has; the ids in 19 digits; then
-# for each user the id, its email_key, and fields and their values. An address is free only from the
-# next call on.
-RESTORE = r"""
-if (redis.call('GET', 'roster:last_id') or '0') ~= ARGV[1] then return 'stale' end
-local first, wide = 4 + ARGV[2], tonumber(ARGV[3])
-for i = first, #ARGV, wide do
-  if redis.call('EXISTS', 'roster:user:' .. ARGV[i]) == 1
-    or redis.call('HEXISTS', 'roster:emails', ARGV[i + 1]) == 1 then return 'taken' end
-end
-for i = 4, first - 1 do remove(ARGV[i]) end
-for i = first, #ARGV, wide do
-  local id = ARGV[i]
-  write(id, i + 2, i + wide - 1)
-  redis.call('HSET', 'roster:emails', ARGV[i + 1], id)
-  list(id)
-end
-return false
-"""
-SET_LAST_ID = """
-if (redis.call('GET', 'roster:last_id') or '0') ~= ARGV[1] then return 'stale' end
-redis.call('SET', 'roster:last_id', ARGV[2])
-"""
-# Users of release 1.0.0 have no search_key. ARGV: "+", or "(" and the id below which to look.
-OLD = """
-local ids = redis.call('ZRANGE', 'roster:by_id', ARGV[1], '-', 'BYLEX', 'REV', 'LIMIT', 0, 1000)
-local rows = {redis.call('ZLEXCOUNT', 'roster:by_id', '-', ARGV[1]), ids[#ids] or false}
-for _, id in ipairs(ids) do
-  if redis.call('HEXISTS', 'roster:user:' .. id, 'search_key') == 0 then
-    table.insert(rows, read(id))
-  end
-end
-return rows
-"""
-# ARGV: for each user the id in 19 digits, its version, email_key and search_key.
-CONVERT = """
-for i = 1, #ARGV, 4 do
-  local id, user = ARGV[i], 'roster:user:' .. ARGV[i]
-  local version, email_key = unpack(redis.call('HMGET', user, 'version', 'email_key'))
-  if version == ARGV[i + 1] then
-    redis.call('HSET', user, 'email_key', ARGV[i + 2], 'search_key', ARGV[i + 3])
-    redis.call('HDEL', 'roster:emails', email_key)
-    redis.call('HSET', 'roster:emails', ARGV[i + 2], id)
-    list(id)
-  end
-end
-"""
+NAMES = ", ".join(map(repr, FIELDS))
+SCRIPTS = f"local FIELDS, PIECE = {{{NAMES}}}, {PIECE}\n"
+SCRIPTS += Path(__file__).with_suffix(".lua").read_text()
 
 
 class RedisUserStore:
     """Users in the keys ``roster:*``."""
 
-    kinds: Mapping[str, Kind] = KINDS
-    errors: tuple[type[Exception], ...] = RedisError, OSError, RuntimeError  # uvloop's
+    kinds = KINDS
+    errors = RedisError, OSError, RuntimeError  # uvloop's
 
     def __init__(self, url: str, size: int = 15) -> None:
         """Open the database of a URL. Nothing is connected yet. Raises SettingsError."""
         self.url = parse_url("DATABASE_URL", url)
         self.redis = Redis(connection_pool=make_pool(self.url, size))
+        self.scripts = self.redis.register_script(SCRIPTS)
         self.slots, self.expensive = asyncio.Semaphore(size), asyncio.Semaphore(max(2, size // 5))
         kind = "Redis Sentinel" if self.url.drivername.endswith("+sentinel") else "Redis"
         where, number = " or ".join(hosts(self.url)), self.url.database or 0
@@ -325,7 +87,13 @@ class RedisUserStore:
         self.place = f"{kind} at {where}, database {number}"
 
     def codes(self, error: Exception) -> list[str]:
-        return redis_codes(error)
+        """Return the word that Redis begins an error with, and the names of its classes."""
+        if isinstance(error.__context__, SSLCertVerificationError):
+            return ["SSLCertVerificationError"]
+        if str(error) == "DB index is out of range":
+            return ["NOSUCHDB"]
+        word = str(getattr(error, "status_code", None) or str(error).partition(" ")[0])
+        return [*([word] if word.isupper() and word != "ERR" else []), *codes(error)]
 
     async def add(self, new: UserCreate) -> UserRead:
         """Add a list of one."""
@@ -343,7 +111,7 @@ class RedisUserStore:
         texts = [[row["email_key"], *to_texts(row)] for row in rows]
         args = [text for each in texts for text in each]
         how, enough = "skip" if skip_taken else "fail", f"{ID_MAX - len(rows):019}"
-        taken, ids = await self.run(ADD, how, len(texts[0]), enough, *args)
+        taken, ids = await self.run("add", how, len(texts[0]), enough, *args)
         if taken and not skip_taken:
             raise EmailTaken([("body", i, "email") for i in taken])
         left_out = set(taken)
@@ -403,7 +171,7 @@ class RedisUserStore:
     ) -> tuple[list[UserRead], bool]:
         """Return users among the next few members, and whether there are no more members."""
         ends = "-" if down else "+", low, high, few, limit
-        all_seen, *rows = await reading(self.run, WALK, f"roster:{to}", *ends, *words)
+        all_seen, *rows = await reading(self.run, "walk", f"roster:{to}", *ends, *words)
         return [*map(to_user, rows)], bool(all_seen)
 
     async def count_names(self, prefix: bytes) -> int:
@@ -419,7 +187,7 @@ class RedisUserStore:
         members: list[str] = []
         while rest is not None and len(rows) < limit:
             args = what, "-" if down else "+", rest, 0 if by_name else limit - len(rows), prefix
-            found, rest, _ = await reading(self.run, FIND, *args, *query.words)
+            found, rest, _ = await reading(self.run, "find", *args, *query.words)
             if by_name:
                 members += [each for each in found if low < each.encode() < high]
             elif found:
@@ -432,13 +200,13 @@ class RedisUserStore:
 
     async def read(self, members: Sequence[str]) -> list[UserRead]:
         """Return the users of members of a sorted set, but none renamed or deleted meanwhile."""
-        found = await reading(self.run, ROWS, *(each[-19:] for each in members))
+        found = await reading(self.run, "read", *(each[-19:] for each in members))
         rows = zip(members, map(to_user, found), strict=True)
         return [row for each, row in rows if row.id and each[:-20] in ("", fold(row.name or ""))]
 
     async def holder(self, query: UserQuery) -> list[UserRead]:
         """Return the user that has the query's address, if the rest fits too."""
-        found = await reading(self.run, HOLDER, fold_email(query.email))
+        found = await reading(self.run, "holder", fold_email(query.email))
         rows = [*map(to_user, found)]
         return [
             row
@@ -457,7 +225,7 @@ class RedisUserStore:
         total, rest = 0, ""
         while rest is not None:
             args = "count", "+", rest, 0, fold(query.name), *query.words
-            _, rest, found = await reading(self.run, FIND, *args)
+            _, rest, found = await reading(self.run, "find", *args)
             total += found
         return total
 
@@ -469,12 +237,12 @@ class RedisUserStore:
         fields = update.model_dump()
         if fields:
             fields = changed_row(User, fields)
-        return to_user(await self.run_on(CHANGE, user_id, if_match, *to_texts(fields)))
+        return to_user(await self.run_on("change", user_id, if_match, *to_texts(fields)))
 
     @in_slot
     async def remove(self, user_id: int, if_match: Collection[int] | None) -> None:
         """Let the script compare the version, and delete."""
-        await self.run_on(REMOVE, user_id, if_match)
+        await self.run_on("remove", user_id, if_match)
 
     async def ping(self) -> None:
         """Read the first user by name."""
@@ -486,7 +254,7 @@ class RedisUserStore:
         rows = [new_row(User, {field: getattr(user, field) for field in FIELDS}) for user in users]
         texts = [[f"{row['id']:019}", row["email_key"], *to_texts(row)] for row in rows]
         args = [*(f"{each:019}" for each in gone), *(text for each in texts for text in each)]
-        said = await self.run(RESTORE, last_id, len(gone), len(texts[0]) if texts else 1, *args)
+        said = await self.run("restore", last_id, len(gone), len(texts[0]) if texts else 1, *args)
         if said:
             raise StaleVersion("counter") if said == "stale" else EmailTaken([])
 
@@ -498,7 +266,7 @@ class RedisUserStore:
     @in_slot
     async def set_last_id(self, last_id: int, before: int) -> None:
         """Let the script compare the counter, and set it."""
-        if await self.run(SET_LAST_ID, before, last_id):
+        if await self.run("set_last_id", before, last_id):
             raise StaleVersion("counter")
 
     async def start(self) -> None:
@@ -518,7 +286,7 @@ class RedisUserStore:
         if not first or await reading(self.redis.hexists, f"roster:user:{first[0]}", "search_key"):
             return  # it is the last to get it
         while below:
-            left, last, *rows = await reading(self.run, OLD, below)
+            left, last, *rows = await reading(self.run, "old", below)
             args: list[Any] = []
             for user in map(to_user, rows):
                 keys = fold_email(user.email), fold_all(user.name, user.email)
@@ -526,7 +294,7 @@ class RedisUserStore:
             if rows:  # look at them again: one that has changed meanwhile is left out
                 if left % 50_000 < 1000:
                     logger.info("%s: %s users lack their search keys.", self.place, f"{left:,}")
-                await self.run(CONVERT, *args)
+                await self.run("convert", *args)
             else:
                 below = last and f"({last}"
 
@@ -546,17 +314,17 @@ class RedisUserStore:
         if isinstance(pool, SentinelConnectionPool):
             await pool.sentinel_manager.aclose()
 
-    async def run(self, script: str, *args: Any) -> Any:
-        """Run a script; the first time, Redis is sent its text too."""
-        return await self.redis.register_script(READ + script)(args=args)
+    async def run(self, verb: str, *args: Any) -> Any:
+        """Run a verb of store_redis.lua; the first time, Redis is sent the text too."""
+        return await self.scripts(args=[verb, *args])
 
     async def run_on(
-        self, script: str, user_id: int, if_match: Collection[int] | None, *args: Any
+        self, verb: str, user_id: int, if_match: Collection[int] | None, *args: Any
     ) -> Any:
-        """Run a script that changes a user, and raise what it says."""
+        """Run a verb that changes a user, and raise what it says."""
         # No version at all becomes " ", which fits none; "" fits any.
         versions = "" if if_match is None else " ".join(["", *map(str, if_match), ""])
-        match await self.run(script, f"{user_id:019}", versions, *args):
+        match await self.run(verb, f"{user_id:019}", versions, *args):
             case "not found":
                 raise NotFound
             case "stale":
@@ -565,16 +333,6 @@ class RedisUserStore:
                 raise EmailTaken([("body", "email")])
             case row:
                 return row
-
-
-def redis_codes(error: BaseException) -> list[str]:
-    """Return the word that Redis begins an error with, and the names of its classes."""
-    if isinstance(error.__context__, SSLCertVerificationError):
-        return ["SSLCertVerificationError"]
-    if str(error) == "DB index is out of range":
-        return ["NOSUCHDB"]
-    word = str(getattr(error, "status_code", None) or str(error).partition(" ")[0])
-    return [*([word] if word.isupper() and word != "ERR" else []), *codes(error)]
 
 
 async def reading(ask: Callable[..., Awaitable[Any]], *args: Any) -> Any:
@@ -599,13 +357,8 @@ def to_texts(row: dict[str, Any]) -> list[str]:
 
 def to_user(texts: Sequence[str | None]) -> UserRead:
     """Return the user in the fields of a hash."""
-    row: dict[str, Any] = {}
-    for field, text, convert in zip(FIELDS, texts, FROM_TEXT, strict=True):
-        if text is not None:
-            row[field] = convert(text) if convert else text
-        elif field in REQUIRED:
-            row[field] = None
-    return UserRow(**row)
+    found = {field: text for field, text in zip(FIELDS, texts, strict=True) if text is not None}
+    return converted(found, UserRow, strict=False)
 
 
 def make_pool(url: URL, size: int) -> ConnectionPool:

@@ -28,7 +28,7 @@ from store import EmailTaken, NotFound, StaleVersion, new_rows
 # than objects of User, which change() and remove() load.
 USERS = SQLModel.metadata.tables["users"]
 row_id, name_key, email_key = USERS.c.id, USERS.c.name_key, USERS.c.email_key
-# Fetch what a client sees, and nothing else.
+# Fetch what a client sees, and nothing else. "expanding" lets a parameter take a list.
 SELECT = select(*(USERS.c[field] for field in FIELDS))
 SELECT_ONE = SELECT.where(row_id == bindparam("id"))
 SELECT_IDS = select(email_key, row_id).where(email_key.in_(bindparam("keys", expanding=True)))
@@ -57,7 +57,7 @@ class SQLUserStore:
     async def add_many(
         self, new: Sequence[UserCreate], skip_taken: bool
     ) -> tuple[list[UserRead], list[str]]:
-        """Insert all rows in a savepoint; if the database rejects one, find which are taken."""
+        """Insert all rows in a savepoint. If one is rejected, leave out the taken ones."""
         new_users = await new_rows(new)
         keys = [row["email_key"] for row in new_users]
         first: dict[str, int] = {}  # where each key is first
@@ -147,7 +147,7 @@ class SQLUserStore:
 
     @retry_if_busy
     async def restore(self, users: Sequence[UserRead], gone: Sequence[int], last_id: int) -> None:
-        """Delete rows and insert rows, ids and all."""
+        """Delete rows and insert rows, ids and all. Only the command line calls it."""
         await self.hold(last_id)
         await self.session.exec(delete(USERS).where(row_id.in_(gone)))
         rows = [new_row(User, {name: getattr(user, name) for name in FIELDS}) for user in users]

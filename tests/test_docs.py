@@ -451,7 +451,7 @@ def test_rename_works(copy: Path) -> None:
         commands,
         "ruff check .",
         "ruff format --check .",
-        "! grep -rn /users --include='*.py' --include='*.js' .",
+        "! grep -rn /users --include='*.py' --include='*.js' --include='*.lua' .",
         f"! grep -rnE {shlex.quote(NOT_RENAMED)} . --exclude=test_docs.py --exclude-dir=.git",
         "pytest -q tests/test_contract.py -k 'sqlite and (bulk or taken or update)'",
     ):

@@ -1,17 +1,18 @@
 """A database, its sessions, and the two statements that go round them."""
 
 import asyncio
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import Executable, Insert, MetaData
+from sqlalchemy import Executable, Insert, MetaData, event
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession as AnySession
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from engine.direct import WAIT_MAX, Rows, Server, Values, execute
-from engine.errors import DEMOTED, codes, watch
+from engine.errors import DEMOTED, codes, on_error
 from engine.tables import make_tables
 from engine.url import SettingsError, hosts, parse_url
 
@@ -36,13 +37,10 @@ class Database:
         self.url = parse_url("DATABASE_URL", url)
         self.replica = parse_url("READ_DATABASE_URL", replica) if replica else None
         self.product = SQL_SCHEMES[self.url.get_backend_name()]
-        other = self.replica and SQL_SCHEMES.get(self.replica.get_backend_name()) != self.product
-        if other or (self.replica and self.product == "SQLite"):
+        other = self.replica and SQL_SCHEMES.get(self.replica.get_backend_name())
+        if self.replica and (other != self.product or other == "SQLite"):
             reason = "only for PostgreSQL and MySQL: a replica of the same."
             raise SettingsError(f"READ_DATABASE_URL: {reason}")
-        if self.product != "SQLite" and not self.url.database:
-            example = "postgresql://host:5432/name"
-            raise SettingsError(f"DATABASE_URL: it must name a database, as in {example}")
         try:
             connect = import_module(f"engine.{self.product.lower()}").connect
             server: Server = connect(self.url, self.replica or self.url, size, **POOL)
@@ -51,8 +49,8 @@ class Database:
             raise SettingsError(f"DATABASE_URL: {reason}") from None
         self.writer, self.reader, self.read_directly, self.insert_directly = server
         self.expensive = asyncio.Semaphore(max(2, cast(Any, self.reader.pool).size() // 3))
-        watch(self.writer, writes=True)
-        watch(self.reader, writes=False)
+        for engine, writes in ((self.writer, True), (self.reader, False)):
+            event.listen(engine.sync_engine, "handle_error", partial(on_error, writes), retval=True)
 
     @property
     def place(self) -> str:
@@ -71,9 +69,7 @@ class Database:
         return await execute(self.reader.sync_engine, self.read_directly, statement, values)
 
     async def insert(self, statement: Insert, row: Values) -> Any:
-        """Insert a row and commit; return its primary key, of one column."""
-        keys = await execute(self.writer.sync_engine, self.insert_directly, statement, row)
-        return keys[0][0]
+        return (await execute(self.writer.sync_engine, self.insert_directly, statement, row))[0][0]
 
     async def start(self, metadata: MetaData, migrations: Path) -> None:
         """Make the tables if there are none. Raises WrongTables."""
@@ -106,10 +102,8 @@ class Session(AsyncSession):
         if self.database is None:
             raise NotSQL("This needs an SQL database, and DATABASE_URL names another kind.")
         if self.ended:
-            raise InvalidRequestError(
-                "This session has ended with its request. Use a session of your own: "
-                "async with open_session() as session"
-            )
+            said = "This session has ended with its request. Use one of your own: open_session()"
+            raise InvalidRequestError(said)
         if self.used or name.startswith("__"):
             raise AttributeError(name)
         engine = self.database.reader if self.read_only else self.database.writer
@@ -129,10 +123,8 @@ class Session(AsyncSession):
                 changed = self.new or self.deleted or any(map(self.is_modified, self.dirty))
                 refused = isinstance(error, DBAPIError) and READ_ONLY & {*codes(error)}
                 if refused or (changed and not error):
-                    raise InvalidRequestError(
-                        "This session is for reading (GET, HEAD), and there is something to write."
-                        " Write in a POST, PUT, PATCH or DELETE, or in a session of open_session()."
-                    )
+                    said = "This session is for reading (GET, HEAD), and cannot store a change:"
+                    raise InvalidRequestError(f"{said} write in a POST, or in open_session().")
             elif self.used and not error:
                 await self.commit()
         finally:

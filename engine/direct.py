@@ -16,11 +16,14 @@ from engine.errors import DEMOTED, REJECTED, codes, wrapped
 
 WAIT_MAX = 5  # seconds for a connection
 # A pool prints a traceback for a connection that died while it was out; its task met the error.
-for name in ("sqlalchemy.pool", "engine.direct", "engine.sqlite"):
-    logging.getLogger(name).setLevel(logging.CRITICAL)
+logging.getLogger("engine").setLevel(logging.CRITICAL)
 
 Rows = Sequence[Sequence[Any]]
 Values = dict[str, Any]
+# A statement as a transaction by itself. None: SQLAlchemy has to run it.
+Direct = Callable[["Compiled", Values], Awaitable[Rows | None]]
+# The engines for changes and for reads, and the direct ways of a read and of an INSERT.
+Server = tuple[AsyncEngine, AsyncEngine, Direct | None, Direct | None]
 
 
 class Compiled(NamedTuple):
@@ -67,12 +70,6 @@ def compiled(statement: Any, dialect: Dialect, columns: tuple[str, ...] | None) 
     return Compiled(found.string, bind, constants, {i: it for i, it in result.items() if it})
 
 
-# A statement as a transaction by itself. None: SQLAlchemy has to run it.
-Direct = Callable[[Compiled, Values], Awaitable[Rows | None]]
-# The engines for changes and for reads, and the direct ways of a read and of an INSERT.
-Server = tuple[AsyncEngine, AsyncEngine, Direct | None, Direct | None]
-
-
 async def execute(engine: Engine, direct: Direct | None, statement: Any, values: Values) -> Rows:
     """Run a statement as a transaction by itself; return its rows, or an INSERT's primary key."""
     inserts = isinstance(statement, Insert)
@@ -83,12 +80,9 @@ async def execute(engine: Engine, direct: Direct | None, statement: Any, values:
             return found.rows(rows)
 
     def work() -> Rows:
-        with engine.connect() as connection:
+        with engine.begin() as connection:
             result: Any = connection.execute(statement, values)
-            if not inserts:
-                return result.all()  # type: ignore[no-any-return]  # see Any above
-            connection.commit()
-            return [result.inserted_primary_key]
+            return cast(Rows, [result.inserted_primary_key] if inserts else result.all())
 
     # SQLAlchemy's asyncio methods each start a greenlet; here one is enough for all of them.
     try:
@@ -140,8 +134,6 @@ class InOrderPool(AsyncAdaptedQueuePool):
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         super()._do_return_conn(record)
         self.slots.release()
-
-    give_back = _do_return_conn
 
     async def borrow(self) -> ConnectionPoolEntry | None:
         """Wait for a connection and return its entry. None: SQLAlchemy has to open one."""
@@ -197,4 +189,4 @@ async def run(engine: Engine, send: Any, reads: bool, found: Compiled, values: V
             return None
         raise error from raised
     finally:
-        pool.give_back(entry)
+        pool._do_return_conn(entry)

@@ -2,16 +2,12 @@
 
 from typing import Any
 
-from sqlalchemy import Dialect, ExceptionContext, event
+from sqlalchemy import Dialect, ExceptionContext
 from sqlalchemy.exc import DBAPIError, OperationalError, StatementError
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 # Causes that say more than the code of the error that they led to.
-SPECIFIC = (
-    "ClientConfigurationError",  # an option of the URL's (asyncpg)
-    "SSLCertVerificationError",
-    "TargetServerAttributeNotMatched",  # no host is the primary at the moment (asyncpg)
-)
+SPECIFIC = {"ClientConfigurationError", "SSLCertVerificationError"}  # the first is asyncpg's
+SPECIFIC |= {"TargetServerAttributeNotMatched"}  # no host is the primary at the moment (asyncpg)
 # How uvloop and asyncmy, in a RuntimeError, report a connection that the server has just closed.
 CLOSED = ("the handler is closed", "Transport does not expose socket")
 # A value that asyncpg rejected after it prepared the statement, whose locks the connection holds.
@@ -36,8 +32,7 @@ def codes(error: BaseException) -> list[str]:
             found += [REJECTED, REJECTED[:2]]
         names[:0] = [kind.__name__ for kind in type(cause).__mro__]
         cause = cause.__cause__
-    invalidated = isinstance(error, DBAPIError) and error.connection_invalidated
-    if invalidated or lost_connection(error):
+    if getattr(error, "connection_invalidated", False) or lost_connection(error):
         found.append("disconnected")
     return [*(name for name in names if name in SPECIFIC), *found, *names]
 
@@ -61,16 +56,13 @@ def wrapped(error: BaseException, dialect: Dialect, connection: Any = None) -> B
     return error
 
 
-def watch(engine: AsyncEngine, writes: bool) -> None:
+def on_error(writes: bool, context: ExceptionContext) -> BaseException | None:
     """Wrap what SQLAlchemy passes on as it is, and close connections that are of no use."""
-
-    @event.listens_for(engine.sync_engine, "handle_error", retval=True)
-    def on_error(context: ExceptionContext) -> BaseException | None:
-        found = {*codes(context.sqlalchemy_exception or context.original_exception)}
-        if writes and DEMOTED & found:  # close all: another server may take changes
-            context.is_disconnect = True
-        if REJECTED in found:
-            context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
-        error = wrapped(context.original_exception, context.dialect)
-        passed_on = context.sqlalchemy_exception or error is context.original_exception
-        return None if passed_on else error
+    found = {*codes(context.sqlalchemy_exception or context.original_exception)}
+    if writes and DEMOTED & found:  # close all: another server may take changes
+        context.is_disconnect = True
+    if REJECTED in found:
+        context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
+    error = wrapped(context.original_exception, context.dialect)
+    passed_on = context.sqlalchemy_exception or error is context.original_exception
+    return None if passed_on else error

@@ -21,8 +21,7 @@ def connect(url: URL, replica: URL, size: int, **options: Any) -> Server:
     replica = primary if replica is url else replica
     # Without a transaction, PgBouncer may send the parts of a statement to several connections.
     pgbouncer = NOT_PREPARED in (*url.query.items(), *replica.query.items())
-    direct = None if pgbouncer else send
-    return open_pools(make_engine, primary, replica, size, direct, **options)
+    return open_pools(make_engine, primary, replica, size, None if pgbouncer else send, **options)
 
 
 def make_engine(url: URL, reading: bool, **options: Any) -> AsyncEngine:
@@ -60,7 +59,7 @@ async def connect_to_one(**options: Any) -> Any:
 
     While one of several hangs, the others are asked again: one may be promoted.
     """
-    role, several = options.get("target_session_attrs"), isinstance(options["host"], list)
+    role, several = options.get("target_session_attrs"), isinstance(options.get("host"), list)
     if role == "prefer-standby":
         with suppress(*ERRORS):
             return await connect_to_one(**options | {"target_session_attrs": "standby"})

@@ -16,22 +16,23 @@ from weakref import WeakSet, ref
 
 from sqlalchemy import URL, Engine, event
 from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.sqlite.base import SQLiteExecutionContext
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
-from sqlalchemy.exc import ArgumentError, InvalidRequestError
+from sqlalchemy.exc import ArgumentError, InvalidRequestError, MissingGreenlet
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import await_, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
 from engine.direct import Compiled, InOrderPool, Server, Values
 from engine.errors import codes, wrapped
-from engine.url import SettingsError
 
 WRITER = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")  # FULL: a commit is on disk
-READER = ("query_only=ON", "wal_autocheckpoint=0")
+READER = ("journal_mode=WAL", "query_only=ON", "wal_autocheckpoint=0")
 BUDGET = 0.003  # seconds of a statement on the loop
 STEPS = 1000  # of SQLite's machine, some 20 microseconds, after which it looks at the clock
 PATIENCE = 5  # seconds for a lock of another process
 LOG_MAX = 2**24  # bytes of the write-ahead log
+registry.register("sqlite.loop", __name__, "Dialect")
 OPTIONS: dict[str, Any] = {"timeout": 0}
 # Python begins no transactions (9).
 OPTIONS |= {"autocommit": True} if sys.version_info >= (3, 12) else {"isolation_level": None}
@@ -131,10 +132,9 @@ class Connection(sqlite3.Connection):
     def perform(self, sql: str, work: Callable[[], Any]) -> Any:
         """Run a statement on the loop if it is a quick SELECT, else in the thread (3)."""
         self.check()
-        if (not self.writes or sql[:6].upper() == "SELECT") and sql not in slow:
-            found = self.retry(lambda: self.on_loop(sql, work))
-            if found is not None:
-                return found
+        quick = (not self.writes or sql[:6].upper() == "SELECT") and sql not in slow
+        if quick and (found := self.retry(lambda: self.on_loop(sql, work))) is not None:
+            return found
         result, processor = self.retry(lambda: self.in_thread(lambda: timed(work), stoppable=True))
         if processor <= BUDGET:
             slow.discard(sql)
@@ -179,9 +179,7 @@ class Connection(sqlite3.Connection):
     def in_thread(self, work: Callable[[], Any], stoppable: bool = False) -> Any:
         """Do something in the thread; return when the thread is done, even if cancelled (6)."""
         if not in_greenlet():
-            await_(
-                asyncio.sleep(0)
-            )  # raises MissingGreenlet, before there is something to wait for
+            raise MissingGreenlet("A statement of SQLite's may have to wait: use await.")
         running = self.running = asyncio.get_running_loop().run_in_executor(self.thread, work)
         cancelled = None
         while not running.done():
@@ -221,11 +219,8 @@ class Cursor(sqlite3.Cursor):
     rows: Iterator[Any] = iter(())
 
     def execute(self, sql: str, parameters: Any = ()) -> "Cursor":
-        def work() -> list[Any]:
-            super(Cursor, self).execute(sql, parameters)
-            return super(Cursor, self).fetchall()
-
-        self.rows = iter(self.connection.perform(sql, work))
+        work = super().execute
+        self.rows = iter(self.connection.perform(sql, lambda: [*work(sql, parameters)]))
         await_(self._async_soft_close())  # SQLAlchemy insists that a statement awaits something
         return self
 
@@ -256,51 +251,13 @@ class FairPool(InOrderPool):
     def connect(self) -> Any:
         held = HELD.get()()
         if held and held.is_valid and held._pool is self:
-            raise InvalidRequestError(
-                "A session of this request is writing already, and SQLite has one writer: use that"
-                " session, or end it first."
-            )
+            said = "A session of this request is writing already, and SQLite has one writer"
+            raise InvalidRequestError(f"{said}: use that session, or end it first.")
         await_(give_way())
         connection = super().connect()
         if self.size() == 1:
             HELD.set(ref(connection))
         return connection
-
-
-class QuickReads:
-    """Reads without a session, on a connection that no slow one takes (8)."""
-
-    def __init__(self, reader: Engine) -> None:
-        self.reader = reader
-        self.shared: Any = None
-        event.listen(reader, "engine_disposed", self.close)
-
-    async def read(self, found: Compiled, values: Values) -> Any:
-        """Return the rows of a SELECT; None if it is slow, or has to wait for a lock."""
-        if found.sql in slow:
-            return None
-        await give_way()
-        shared = self.shared or await greenlet_spawn(self.open)
-        parameters = found.parameters(values)
-        # Whatever else is wrong, SQLAlchemy's way meets it again.
-        with suppress(sqlite3.Error, OverflowError, UnicodeError):
-            shared.check()
-            return shared.on_loop(found.sql, lambda: shared.send(found.sql, parameters).fetchall())
-        return None
-
-    def open(self) -> Any:
-        connection = self.reader.raw_connection()
-        if self.shared:  # by another task
-            connection.close()
-        else:
-            connection.detach()  # the pool may open another one in its place
-            self.shared = connection.dbapi_connection
-        return self.shared
-
-    def close(self, _: Engine) -> None:
-        if self.shared:
-            self.shared.close()
-            self.shared = None
 
 
 class GroupCommit:
@@ -318,10 +275,7 @@ class GroupCommit:
         if not self.task or self.task.done():
             # In no caller's context: the writer that it holds is not that caller's.
             self.task = asyncio.create_task(greenlet_spawn(self.commit), context=Context())
-        outcome = await inserted
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        return await inserted
 
     def commit(self) -> None:
         while self.waiting:
@@ -352,11 +306,18 @@ class GroupCommit:
             outcomes = [error] * len(group)
         for (_, _, inserted), outcome in zip(group, outcomes, strict=True):
             if not inserted.cancelled():
-                inserted.set_result(outcome)
+                failed = isinstance(outcome, Exception)
+                (inserted.set_exception if failed else inserted.set_result)(outcome)
+
+
+class StreamContext(SQLiteExecutionContext):
+    create_server_side_cursor = SQLiteExecutionContext.create_default_cursor
 
 
 class Dialect(SQLiteDialect_pysqlite):
     driver = "loop"
+    execution_ctx_cls = StreamContext
+    supports_server_side_cursors = True  # AsyncConnection.stream() asks for it
     supports_statement_cache = True
     is_async = True
     has_terminate = True
@@ -364,12 +325,8 @@ class Dialect(SQLiteDialect_pysqlite):
 
     def connect(self, path: str, writes: bool, **options: Any) -> Any:
         # The last connection that closes deletes the log, so wait before the files are compared.
-        while closing := [
-            asyncio.wrap_future(each.closing)
-            for each in Connection.opened
-            if each.path == path and each.closing and not each.closing.done()
-        ]:
-            await_(asyncio.wait(closing))
+        while any(each.closing and not each.closing.done() for each in Connection.opened):
+            await_(asyncio.sleep(0.001))
         # Or SQLite might make a file again, after all, and then use two logs.
         for files in (self.files, *(each.files for each in Connection.opened if each.path == path)):
             check_files(files)
@@ -398,21 +355,29 @@ class Dialect(SQLiteDialect_pysqlite):
         raise ArgumentError("SQLite has no other isolation levels here")  # AUTOCOMMIT included
 
 
-registry.register("sqlite.loop", __name__, "Dialect")
-
-
 def connect(url: URL, _: URL, __: int, **options: Any) -> Server:
-    if url.host or url.database in (None, "", ":memory:"):
-        raise SettingsError("DATABASE_URL: SQLite needs a file, for example sqlite:///roster.db")
     url = url.set(drivername="sqlite+loop")
     options["poolclass"] = FairPool
     writer: Any = create_async_engine(url, pool_size=1, connect_args={"writes": True}, **options)
     reader = create_async_engine(url, pool_size=4, connect_args={"writes": False}, **options)
+    quick: Any = reader.pool.recreate()  # one more pool, which opens a single connection
+    event.listen(reader.sync_engine, "engine_disposed", lambda _: quick.dispose())
 
-    @event.listens_for(reader.sync_engine, "do_connect")
-    def open_the_writer_first(*_: Any) -> None:
-        if not writer.pool.checkedin() and not writer.pool.checkedout():
-            writer.sync_engine.connect().close()
+    async def read(found: Compiled, values: Values) -> Any:
+        """Read without a session, on a connection that no slow statement takes (8)."""
+        sql, parameters = found.sql, found.parameters(values)
+        if sql in slow:
+            return None
+        await give_way()
+        # Whatever else is wrong, SQLAlchemy's way meets it again.
+        with suppress(sqlite3.Error, OverflowError, UnicodeError):
+            if not quick.checkedin() and not quick.checkedout():
+                await greenlet_spawn(lambda: quick.connect().close())
+            if entry := await quick.borrow():
+                quick._do_return_conn(entry)  # nothing else runs before the next await
+                connection = entry.driver_connection
+                connection.check()
+                return connection.on_loop(sql, lambda: connection.send(sql, parameters).fetchall())
+        return None
 
-    read, insert = QuickReads(reader.sync_engine).read, GroupCommit(writer.sync_engine).insert
-    return writer, reader, read, insert
+    return writer, reader, read, GroupCommit(writer.sync_engine).insert

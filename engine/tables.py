@@ -61,8 +61,7 @@ def make_tables(connection: Connection, metadata: MetaData, migrations: Path) ->
     missing = wanted - present if there == {newest} else set()
     other = present - wanted or missing
     if other and not found:
-        name = min(other)[0]
-        raise WrongTables(f"has a table {name} of another program: name another database")
+        raise WrongTables(f"has a table {min(other)[0]} of another program: name another database")
     if there != {newest}:
         where = "" if migrations.parent == Path.cwd() else f"-c {migrations.parent}/pyproject.toml "
         advice = f"this release needs {newest}: run alembic {where}upgrade head"

@@ -9,14 +9,18 @@ from sqlalchemy import ColumnElement, Dialect, String, bindparam
 from sqlalchemy.dialects.mysql import DATETIME
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import GenericFunction
+from sqlalchemy.sql.functions import Function
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlmodel.sql.sqltypes import UTCDateTime
 
-TEXT = {
+# What a function is in SQL, and what it is for one product.
+FORMS = {
+    "contains": "{0} LIKE {1} ESCAPE '/'",
+    "contains mysql": "length(replace({0}, {1}, '')) < length({0})",  # LIKE takes twice as long
+    "as_text": "{0}",
     # A cast would follow PostgreSQL's DateStyle, which is set for a database or a role.
-    "postgresql": "to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')",
-    "mysql": "concat({})",
+    "as_text postgresql": "to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')",
+    "as_text mysql": "concat({0})",
 }
 
 
@@ -31,31 +35,21 @@ class Part(TypeDecorator[str]):
         return value if mysql else "%" + re.sub("[/%_]", r"/\g<0>", value) + "%"
 
 
-class Contains(GenericFunction[bool]):
+class Form(Function[Any]):
+    """A function of ``FORMS``."""
+
     inherit_cache = True
 
 
-@compiles(Contains)
-def as_condition(element: Contains, compiler: SQLCompiler, **options: Any) -> str:
-    text, part = (compiler.process(each, **options) for each in element.clauses)
-    if compiler.dialect.name == "mysql":  # LIKE takes twice as long there
-        return f"length(replace({text}, {part}, '')) < length({text})"
-    return f"{text} LIKE {part} ESCAPE '/'"
+@compiles(Form)
+def as_sql(element: Form, compiler: SQLCompiler, **options: Any) -> str:
+    form = FORMS.get(f"{element.name} {compiler.dialect.name}", FORMS[element.name])
+    return form.format(*(compiler.process(each, **options) for each in element.clauses))
 
 
 def contains(column: ColumnElement[str], part: str) -> ColumnElement[bool]:
     """Return the condition that a text contains a parameter's value. SQLite ignores A-Z's case."""
-    return Contains(column, bindparam(part, type_=Part()))
-
-
-class AsText(GenericFunction[Any]):
-    inherit_cache = True
-
-
-@compiles(AsText)
-def as_text(element: AsText, compiler: SQLCompiler, **options: Any) -> str:
-    column = compiler.process(element.clauses, **options)
-    return TEXT.get(compiler.dialect.name, "{}").format(column)
+    return Form("contains", column, bindparam(part, type_=Part()))
 
 
 class UTCMillis(UTCDateTime):
@@ -64,11 +58,10 @@ class UTCMillis(UTCDateTime):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        mysql = dialect.name == "mysql"
-        return DATETIME(fsp=3) if mysql else super().load_dialect_impl(dialect)
+        return DATETIME(fsp=3) if dialect.name == "mysql" else super().load_dialect_impl(dialect)
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        return AsText(column, type_=self)
+        return Form("as_text", column, type_=self)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
         def to_datetime(value: Any) -> Any:

@@ -10,11 +10,9 @@ from sqlalchemy.exc import ArgumentError
 # What drivers call the option for the certificates of those that vouch for a server.
 AUTHORITIES = ("sslrootcert", "ssl_ca", "tlsCAFile", "ssl_ca_certs")
 # Options of providers' URLs that mean nothing here, or something that has another name.
-REPLACED = {
-    **dict.fromkeys(("connect_timeout", "channel_binding=prefer", "channel_binding=disable"), ""),
-    **dict.fromkeys(("ssl-mode=DISABLED", "ssl-mode=PREFERRED"), ""),
-    "ssl-mode=REQUIRED": "ssl_check_hostname=false",
-}
+REPLACED = dict.fromkeys(("connect_timeout", "ssl-mode=DISABLED", "ssl-mode=PREFERRED"), "")
+REPLACED |= {"channel_binding=prefer": "", "channel_binding=disable": ""}
+REPLACED |= {"ssl-mode=REQUIRED": "ssl_check_hostname=false"}
 # Those that drivers do not take. Other names may be a part of a password.
 NOT_TAKEN = {"channel_binding", "gssencmode", "options", "pgbouncer", "sslaccept", "ssl-mode"}
 HAVE_SEVERAL_HOSTS = ("postgresql", "postgres", "+asyncpg", "+sentinel")
@@ -38,15 +36,22 @@ def check_certificates(setting: str, value: str) -> None:
 def parse_url(setting: str, value: str) -> URL:
     """Return the parts of the URL in a setting. Raises SettingsError."""
     check_certificates(setting, value)
+    scheme, _, rest = value.partition("://")
+    authority, _, path = rest.partition("/")
+    user, at, places = authority.rpartition("@")
+    if "," in places:  # libpq's //h1:1,h2:2/x, of which SQLAlchemy wants options
+        path, _, query = path.partition("?")
+        options = "&".join(f"host={place}" for place in places.split(","))
+        value = f"{scheme}://{user}{at}/{path}?{options}&{query}"
     try:
-        url = make_url(hosts_as_options(value))
+        url = make_url(value)
     except (ArgumentError, ValueError):
         example = "postgresql://user:password@host:5432/name"
         raise SettingsError(f"{setting}: not a URL; an example: {example}") from None
     for name, it in url.query.items():
         for option in REPLACED.keys() & {name, f"{name}={it}"}:
             url = url.difference_update_query([name]).update_query_string(REPLACED[option])
-    several, wrong = len(hosts(url)) > 1, ""
+    kind, several, wrong = url.get_backend_name(), len(hosts(url)) > 1, ""
     if url.host and "@" in f"{url.host}{url.database}":
         wrong = "write an @ in the user name or the password as %40, a / as %2F."
     elif several and not url.drivername.endswith(HAVE_SEVERAL_HOSTS):
@@ -55,23 +60,15 @@ def parse_url(setting: str, value: str) -> URL:
         wrong = "of several hosts, each needs its port: host1:5432,host2:5432"
     elif unknown := NOT_TAKEN & {*url.query}:
         wrong = f"the driver has no option {min(unknown)}, or not with this value."
-    elif url.get_backend_name() == "sqlite" and url.query:
+    elif kind == "sqlite" and url.query:
         wrong = "SQLite takes no options after a ?"
+    elif kind == "sqlite" and (url.host or url.database in (None, "", ":memory:")):
+        wrong = "SQLite needs a file, for example sqlite:///roster.db"
+    elif kind in ("postgresql", "postgres", "mysql", "mariadb") and not url.database:
+        wrong = "it must name a database, as in postgresql://host:5432/name"
     if wrong:
         raise SettingsError(f"{setting}: {wrong}")
     return url
-
-
-def hosts_as_options(text: str) -> str:
-    """Return a URL that SQLAlchemy takes: libpq's ``//h1:1,h2:2/x`` becomes options."""
-    scheme, _, rest = text.partition("://")
-    authority, _, path = rest.partition("/")
-    user, at, several = authority.rpartition("@")
-    if "," not in several:
-        return text
-    path, _, query = path.partition("?")
-    options = "&".join(f"host={host}" for host in several.split(","))
-    return f"{scheme}://{user}{at}/{path}?{options}&{query}"
 
 
 def hosts(url: URL) -> Sequence[str]:

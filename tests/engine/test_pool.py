@@ -81,7 +81,7 @@ def test_who_borrows_waits_in_the_same_queue(tmp_path: Path) -> None:
                 assert entry
                 served.append(i)
                 await asyncio.sleep(0.001)
-                pool.give_back(entry)
+                pool._do_return_conn(entry)
 
         assert await pool.borrow() is None, "there was no connection yet"
         async with engine.connect():
@@ -99,7 +99,7 @@ def test_who_borrows_is_told_after_a_while(tmp_path: Path) -> None:
         async with engine.connect():
             with pytest.raises(NoConnection):
                 await pool.borrow()
-        pool.give_back(await pool.borrow())
+        pool._do_return_conn(await pool.borrow())
 
     run(tmp_path / "a.db", test)
 
@@ -120,7 +120,7 @@ def test_who_borrows_gets_no_connection_that_is_of_no_use(tmp_path: Path, why: s
             case "closed":
                 entry = await pool.borrow()
                 entry.driver_connection.is_closed = lambda: True
-                pool.give_back(entry)
+                pool._do_return_conn(entry)
         assert await pool.borrow() is None
         pool._recycle = -1
         assert not pool.slots.locked(), "its slot is not free"
@@ -129,7 +129,7 @@ def test_who_borrows_gets_no_connection_that_is_of_no_use(tmp_path: Path, why: s
             pass
         entry = await pool.borrow()
         assert entry, "there is a new one"
-        pool.give_back(entry)
+        pool._do_return_conn(entry)
 
     run(tmp_path / "a.db", test)
 

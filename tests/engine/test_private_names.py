@@ -47,8 +47,9 @@ def in_database(tmp_path: Path, test: Any) -> None:
 
     async def run() -> None:
         database = Database(f"sqlite:///{tmp_path}/a.db")
-        async with database.reader.connect() as reading:
-            await reading.execute(text("SELECT 1"))
+        for engine in (database.writer, database.reader):
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
         try:
             await test(database)
         finally:

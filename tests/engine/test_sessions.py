@@ -70,6 +70,11 @@ async def stream_scalars(session: SessionDep) -> list[str]:
     return [name async for name in await session.stream_scalars(NAMES)]
 
 
+@app.get("/stream-rows")
+async def stream_rows(session: SessionDep) -> list[str]:
+    return [name async for (name,) in await (await session.connection()).stream(NAMES)]
+
+
 @app.get("/savepoint")
 async def savepoint(session: SessionDep) -> list[str]:
     async with session.begin_nested():
@@ -128,7 +133,7 @@ async def use_later(session: SessionDep) -> None:
 
 
 @on_each
-@pytest.mark.parametrize("path", ["/stream-scalars", "/savepoint"])
+@pytest.mark.parametrize("path", ["/stream-scalars", "/stream-rows", "/savepoint"])
 def test_what_sqlalchemy_offers_works_in_a_get(
     database: Backend, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:

@@ -124,7 +124,7 @@ def test_old_connection_to_a_frozen_server_is_given_up_soon(own: Database) -> No
         pool: Any = reader.pool
         entry = await pool.borrow()
         entry.starttime = 0
-        pool.give_back(entry)
+        pool._do_return_conn(entry)
         assert own.process
         own.process.freeze()
         began = time.monotonic()

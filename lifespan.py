@@ -67,11 +67,12 @@ class StartError(Exception):
     """
 
     def __init__(self, backend: Backend, error: Exception) -> None:
-        found = getattr(backend, "codes", codes)(error)
+        cause = error.__cause__ if isinstance(error, Fault) else error
+        found = getattr(backend, "codes", codes)(cause or error)
         if isinstance(error, SQLAlchemyError):
             error = sql_fault(error) or error
         if isinstance(error, Fault):
-            found = [error.code]
+            found = [error.code, *found]
         passing = (Kind.UNREACHABLE, Kind.BUSY, Kind.TOO_SLOW)
         self.wait = isinstance(error, Fault) and error.kind in passing
         code = next((code for code in found if code in REASONS), found[0])

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from sqlalchemy import Column, Connection, MetaData, String, Table, delete, insert, inspect, select
+from sqlalchemy import Column, Connection, MetaData, String, Table, insert, inspect, select, update
 from sqlalchemy import text as sql
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -78,8 +78,10 @@ def make_tables(connection: Connection, metadata: MetaData, migrations: Path) ->
 
 def stamp(connection: Connection, revision: str) -> None:
     STAMP.create(connection, checkfirst=True)
-    connection.execute(delete(STAMP))
-    connection.execute(insert(STAMP), {"version_num": revision})
+    # After that, MySQL commits each statement alone, so there has to be a revision after each.
+    values = {"version_num": revision}
+    if not connection.execute(update(STAMP), values).rowcount:
+        connection.execute(insert(STAMP), values)
 
 
 async def get_last_id(session: AsyncSession, table: Table, lock: bool = False) -> int:

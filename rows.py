@@ -9,7 +9,8 @@ from functools import cache
 from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
-from pydantic import MISSING, AfterValidator, AwareDatetime, BeforeValidator, WithJsonSchema
+from pydantic import MISSING, AfterValidator, BeforeValidator, WithJsonSchema
+from pydantic_core import PydanticKnownError
 from sqlalchemy import (
     BigInteger,
     Dialect,
@@ -40,6 +41,8 @@ def to_utc(time: datetime) -> datetime:
 
     MySQL has no years before 1000; near the year 9999, another time zone's may have no UTC.
     """
+    if time.tzinfo is None:
+        raise PydanticKnownError("timezone_aware")
     if not 1000 < time.year < 9999:
         raise ValueError("must be between the years 1001 and 9998")
     utc = time.astimezone(UTC)
@@ -55,7 +58,7 @@ def as_text(value: Any) -> Any:
 
 Day = Annotated[date, BeforeValidator(as_text)]
 Moment = Annotated[  # stored with sa_type=UTCMillis
-    AwareDatetime,
+    datetime,  # not AwareDatetime, which msgspec does not know
     BeforeValidator(as_text),
     AfterValidator(to_utc),
     WithJsonSchema(
@@ -250,7 +253,8 @@ def unvalidated(model: type[Model]) -> Callable[..., Model]:
             fields.append((name, Any, msgspec.UNSET))
         else:  # a row that was stored before a field was added has the field's default
             default = None if field.is_required() else field.default
-            fields.append((name, field.annotation, default))
+            known = "CustomType(" not in repr(msgspec.inspect.type_info(field.annotation))
+            fields.append((name, field.annotation if known else Any, default))
     made: Any = msgspec.defstruct(model.__name__, fields, module=__name__)
     return cast(Callable[..., Model], made)
 

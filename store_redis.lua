@@ -255,7 +255,7 @@ function verbs.old()
   return rows
 end
 
--- Give them one. ARGV: for each user the id in 19 digits, its version, email_key and search_key.
+-- Give users their search_key. ARGV: for each, the id in 19 digits, version, email_key, search_key.
 function verbs.convert()
   for i = 1, #ARGV, 4 do
     local id, user = ARGV[i], 'roster:user:' .. ARGV[i]

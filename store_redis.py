@@ -1,4 +1,4 @@
-"""Redis: redis.asyncio, one Lua script to a change (``store_redis.lua``), and these keys.
+"""Redis: redis.asyncio, a Lua script with a verb for each change, and these keys.
 
 ``roster:last_id``
     A string: the newest id. It only grows, so no id is given twice.
@@ -28,7 +28,6 @@ A search takes several scripts, each of which looks at few users. Redis serves o
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from ssl import SSLCertVerificationError
@@ -340,8 +339,11 @@ async def reading(ask: Callable[..., Awaitable[Any]], *args: Any) -> Any:
 
     A change may not: if its connection breaks, it is unknown whether it was done.
     """
-    with suppress(RedisConnectionError, RuntimeError):
+    try:
         return await ask(*args)
+    except (RedisConnectionError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "disconnected" not in codes(error):
+            raise
     return await ask(*args)
 
 

@@ -57,7 +57,7 @@ class SQLUserStore:
     async def add_many(
         self, new: Sequence[UserCreate], skip_taken: bool
     ) -> tuple[list[UserRead], list[str]]:
-        """Insert all rows in a savepoint. If one is rejected, leave out the taken ones."""
+        """Insert all rows in a savepoint. If one is rejected, find which are taken, and retry."""
         new_users = await new_rows(new)
         keys = [row["email_key"] for row in new_users]
         first: dict[str, int] = {}  # where each key is first

@@ -80,7 +80,7 @@ async def execute(engine: Engine, direct: Direct | None, statement: Any, values:
             return found.rows(rows)
 
     def work() -> Rows:
-        with engine.begin() as connection:
+        with engine.begin() if inserts else engine.connect() as connection:
             result: Any = connection.execute(statement, values)
             return cast(Rows, [result.inserted_primary_key] if inserts else result.all())
 

@@ -179,7 +179,8 @@ class Connection(sqlite3.Connection):
     def in_thread(self, work: Callable[[], Any], stoppable: bool = False) -> Any:
         """Do something in the thread; return when the thread is done, even if cancelled (6)."""
         if not in_greenlet():
-            raise MissingGreenlet("A statement of SQLite's may have to wait: use await.")
+            said = "SQLite was used outside an awaited call, for example by a lazy load"
+            raise MissingGreenlet(f"{said}: await the call, or load it with selectinload().")
         running = self.running = asyncio.get_running_loop().run_in_executor(self.thread, work)
         cancelled = None
         while not running.done():
@@ -260,6 +261,45 @@ class FairPool(InOrderPool):
         return connection
 
 
+class QuickReads:
+    """Reads without a session, on a connection that no slow one takes (8)."""
+
+    def __init__(self, reader: Engine) -> None:
+        self.reader = reader
+        self.shared: Any = None
+        event.listen(reader, "engine_disposed", self.close)
+
+    async def read(self, found: Compiled, values: Values) -> Any:
+        """Return the rows of a SELECT; None if it is slow, or has to wait for a lock."""
+        if found.sql in slow:
+            return None
+        await give_way()
+        shared = self.shared or await greenlet_spawn(self.open)
+        parameters = found.parameters(values)
+        # Whatever else is wrong, SQLAlchemy's way meets it again.
+        with suppress(sqlite3.Error, OverflowError, UnicodeError):
+            shared.check()
+            return shared.on_loop(found.sql, lambda: shared.send(found.sql, parameters).fetchall())
+        return None
+
+    def open(self) -> Any:
+        try:
+            connection = self.reader.raw_connection()
+        except sqlite3.Error as error:
+            raise wrapped(error, self.reader.dialect) from error
+        if self.shared:  # by another task
+            connection.close()
+        else:
+            connection.detach()  # the pool may open another one in its place
+            self.shared = connection.dbapi_connection
+        return self.shared
+
+    def close(self, _: Engine) -> None:
+        if self.shared:
+            self.shared.close()
+            self.shared = None
+
+
 class GroupCommit:
     """One transaction for all rows that arrive while the one before it is committed (11)."""
 
@@ -325,10 +365,11 @@ class Dialect(SQLiteDialect_pysqlite):
 
     def connect(self, path: str, writes: bool, **options: Any) -> Any:
         # The last connection that closes deletes the log, so wait before the files are compared.
-        while any(each.closing and not each.closing.done() for each in Connection.opened):
+        ours = [each for each in Connection.opened if each.path == path]
+        while any(each.closing and not each.closing.done() for each in ours):
             await_(asyncio.sleep(0.001))
         # Or SQLite might make a file again, after all, and then use two logs.
-        for files in (self.files, *(each.files for each in Connection.opened if each.path == path)):
+        for files in (self.files, *(each.files for each in ours)):
             check_files(files)
         with suppress(OSError):  # a new database is its owner's alone
             os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
@@ -360,24 +401,5 @@ def connect(url: URL, _: URL, __: int, **options: Any) -> Server:
     options["poolclass"] = FairPool
     writer: Any = create_async_engine(url, pool_size=1, connect_args={"writes": True}, **options)
     reader = create_async_engine(url, pool_size=4, connect_args={"writes": False}, **options)
-    quick: Any = reader.pool.recreate()  # one more pool, which opens a single connection
-    event.listen(reader.sync_engine, "engine_disposed", lambda _: quick.dispose())
-
-    async def read(found: Compiled, values: Values) -> Any:
-        """Read without a session, on a connection that no slow statement takes (8)."""
-        sql, parameters = found.sql, found.parameters(values)
-        if sql in slow:
-            return None
-        await give_way()
-        # Whatever else is wrong, SQLAlchemy's way meets it again.
-        with suppress(sqlite3.Error, OverflowError, UnicodeError):
-            if not quick.checkedin() and not quick.checkedout():
-                await greenlet_spawn(lambda: quick.connect().close())
-            if entry := await quick.borrow():
-                quick._do_return_conn(entry)  # nothing else runs before the next await
-                connection = entry.driver_connection
-                connection.check()
-                return connection.on_loop(sql, lambda: connection.send(sql, parameters).fetchall())
-        return None
-
-    return writer, reader, read, GroupCommit(writer.sync_engine).insert
+    read, insert = QuickReads(reader.sync_engine).read, GroupCommit(writer.sync_engine).insert
+    return writer, reader, read, insert

@@ -412,9 +412,12 @@ def test_checks_of_a_bulk_leave_room_for_others(tmp_path: Path, what: str) -> No
     began = time.thread_time()
     json.loads("[" + ",".join(["0"] * 2**19) + "]")  # 1 MiB: how fast this machine is now
     unit = time.thread_time() - began
-    asyncio.run(check())
-    held = max(later - before for before, later in pairwise(turns))
-    assert held < max(0.2, 5 * unit)
+    held = []
+    for _ in range(3):  # once, another process may have been in its way
+        turns.clear()
+        asyncio.run(check())
+        held.append(max(later - before for before, later in pairwise(turns)))
+    assert min(held) < max(0.2, 3 * unit)
 
 
 def test_words_of_a_search() -> None:

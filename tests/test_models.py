@@ -11,13 +11,15 @@ import pytest
 from email_validator import validate_email
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import EmailStr
 from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlmodel import SQLModel
 
 from engine import UTCMillis
 from fields import ID_MAX, KEY_MAX, PLAIN_EMAIL, fold, normal_email
 from models import FIELDS, UserRead, UserRow
 from paging import CURSOR, Cursor, UserQuery
-from rows import converted
+from rows import Moment, converted, unvalidated
 
 texts = st.text(st.characters(codec="utf-8"), max_size=300)
 sorts = st.sampled_from(["id", "-id", "name", "-name"])
@@ -110,3 +112,21 @@ def test_sqlite_is_given_no_time_without_its_zone() -> None:
     assert convert(None) is None
     with pytest.raises(ValueError, match="timezone"):
         convert(datetime(2026, 1, 1))
+
+
+class WithTimes(SQLModel):
+    id: int
+    seen: Moment | None = None
+    points: int | None = None
+    contact: EmailStr | None = None  # msgspec does not know this type
+
+
+def test_values_of_an_optional_field_are_those_of_its_type() -> None:
+    row = unvalidated(WithTimes)
+    stored = row(1, datetime(2026, 11, 29, 8, 30, tzinfo=UTC), 7, "ada@example.com")
+    exported = msgspec.to_builtins(stored, builtin_types=(bytes, datetime))
+    assert converted(exported, row) == stored
+    texts = {**exported, "id": "1", "seen": "2026-11-29T08:30:00Z", "points": "7"}
+    assert converted(texts, row, strict=False) == stored
+    with pytest.raises(msgspec.ValidationError):
+        converted({**exported, "points": "7"}, row)

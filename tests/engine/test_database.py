@@ -78,6 +78,19 @@ async def names(database: Database) -> list[str]:
         return [row[1] for row in await fetch(session, ALL)]
 
 
+def test_url_without_a_host_takes_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGHOST", "127.0.0.1")
+    monkeypatch.setenv("PGPORT", "1")  # nothing listens there
+
+    async def test() -> None:
+        database = Database("postgresql:///name")
+        with pytest.raises(DBAPIError, match="ConnectionRefusedError"):
+            await database.read(text("SELECT 1"), {})
+        await database.stop()
+
+    asyncio.run(test())
+
+
 @on_each
 def test_tables_are_never_there_without_their_revision(database: Backend) -> None:
     """A process that starts meanwhile would take them for those of the oldest release.

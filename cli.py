@@ -28,6 +28,7 @@ from pathlib import Path
 from secrets import randbelow
 from typing import IO, Annotated, Any, ParamSpec, TypeVar, cast
 
+import msgspec
 import typer
 from pydantic import ValidationError
 from rich.console import Console
@@ -53,6 +54,7 @@ from store_sql import SQLUserStore
 
 SETTING = "DATABASE_URL"
 BATCH = 1000  # users in one transaction
+IN_ORDER = msgspec.json.Encoder(enc_hook=str, order="deterministic")
 LINE_MAX = 2**16  # bytes; a user takes some 500
 # Returns the first line that had the address, which is this one if none was before it.
 SEE = "INSERT INTO seen VALUES (?, ?) ON CONFLICT DO UPDATE SET line = line RETURNING line"
@@ -202,9 +204,19 @@ async def copy(
     ):
         before = await ours.last_id()
         marked = before >= UNFINISHED
-        if not marked and await ours.page(UserQuery(), 1):
-            raise Stop(f"DST_URL: {destination.place} holds users already; a copy needs it empty.")
-        tables = [table for table in SQLModel.metadata.sorted_tables if table.name != "users"]
+        others = [table for table in SQLModel.metadata.sorted_tables if table.name != "users"]
+        both_sql = isinstance(source, Database) and isinstance(destination, Database)
+        tables = others if both_sql else []
+        if not marked:
+            found = ["users"] if await ours.page(UserQuery(), 1) else []
+            for table in tables:
+                if await anext(read_table(table, cast(Database, destination)), None):
+                    found.append(table.name)
+            if found:
+                raise Stop(
+                    f"DST_URL: {destination.place} holds {', '.join(found)} already; a copy needs"
+                    " it empty."
+                )
         copied: list[str] = []
         mark = UNFINISHED + randbelow(2**31)
         try:
@@ -235,8 +247,8 @@ async def copy(
             f"{count:,} users copied to {destination.place}.\n"
             f"SHA-256 of the export of both as JSON Lines: {digest}\n"
         )
-        if tables and not copied:
-            names = ", ".join(table.name for table in tables)
+        if others and not tables:
+            names = ", ".join(table.name for table in others)
             copied = [f"Not copied, because both sides must be SQL databases: {names}.\n"]
         write("".join(copied))
 
@@ -252,11 +264,8 @@ async def marked_session(database: Database, mark: int) -> AsyncIterator[AsyncSe
 
 async def copy_table(table: Table, source: Database, destination: Database, mark: int) -> str:
     """Copy a table of your own, ids and all; return a line that says how many rows it has."""
-    if await anext(read_table(table, destination), None):
-        raise Stop(f"DST_URL: {destination.place} holds rows in {table.name} already.")
-    count, digest = await count_and_digest(read_table(table, source))
-    own = [key.parent.name for key in table.foreign_keys if key.column.table is table]
-    own = [name for name in own if table.c[name].nullable]
+    count, summed = await count_and_sum(read_table(table, source))
+    own = self_references(table)
     with bar(f"Copying {table.name}", count) as advance:
         async for rows in read_table(table, source):
             async with marked_session(destination, mark) as session:
@@ -271,12 +280,18 @@ async def copy_table(table: Table, source: Database, destination: Database, mark
             values = [row | {key: row[it.name] for key, it in keys.items()} for row in rows]
             async with marked_session(destination, mark) as session:
                 await (await session.connection()).execute(changed, values)
-    if "id" in table.c:
+    if table.autoincrement_column is not None:
         async with source.session() as theirs, marked_session(destination, mark) as ours:
             await set_table_last_id(ours, table, await get_last_id(theirs, table))
-    if await count_and_digest(read_table(table, destination), count) != (count, digest):
+    if await count_and_sum(read_table(table, destination), count) != (count, summed):
         raise Stop(f"The two differ: {table.name} has changed. Stop the apps.")
     return f"{count:,} rows of {table.name} copied.\n"
+
+
+def self_references(table: Table) -> list[str]:
+    """Return the columns that refer to rows of the same table, and may be null."""
+    keys = [key.parent for key in table.foreign_keys if key.column.table is table]
+    return [column.name for column in keys if column.nullable]
 
 
 async def read_table(table: Table, database: Database) -> AsyncIterator[list[dict[str, Any]]]:
@@ -299,8 +314,11 @@ async def remove_different(
     """Remove what an interrupted copy left: all rows, and the users that differ from the source."""
     if isinstance(destination, Database):
         async with marked_session(destination, mark) as session:
+            connection = await session.connection()
             for table in reversed(tables):
-                await (await session.connection()).execute(delete(table))
+                if own := self_references(table):  # MySQL checks them row by row
+                    await connection.execute(update(table).values(dict.fromkeys(own)))
+                await connection.execute(delete(table))
     found = (our.id async for their, our in side_by_side(theirs, ours) if our and our != their)
     async for gone in batches(found):
         async with open_store(destination) as store:
@@ -371,6 +389,22 @@ async def count_and_digest(pages: AsyncIterator[Sequence[Any]], total: int = 0) 
             count += len(rows)
             advance(len(rows))
     return count, digest.hexdigest()
+
+
+async def count_and_sum(pages: AsyncIterator[Sequence[Any]], total: int = 0) -> tuple[int, int]:
+    """Return how many rows of a table there are, and a sum of their hashes.
+
+    It is the same in any order, because databases sort texts, and the keys of JSON, differently.
+    """
+    count = summed = 0
+    with bar("Comparing", total) as advance:
+        async for rows in pages:
+            for row in rows:
+                digest = hashlib.sha256(IN_ORDER.encode(row)).digest()
+                summed += int.from_bytes(digest, "big")
+            count += len(rows)
+            advance(len(rows))
+    return count, summed
 
 
 @app.command("import")

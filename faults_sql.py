@@ -8,7 +8,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from engine import codes, place_of
+from engine import Session, codes, place_of
 from store import EmailTaken, Fault, Kind, by_code, find_fault
 
 # PostgreSQL's SQLSTATE or its class (the first two characters), MySQL's number, SQLite's name or
@@ -70,7 +70,9 @@ def retry_if_busy(
     @wraps(work)
     async def run(store: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         began = time.monotonic()
-        pauses = [0.2, 0.02]
+        session = store.session
+        alone = session.idle if isinstance(session, Session) else not session.in_transaction()
+        pauses = [0.2, 0.02] if alone else []  # what the caller did before cannot be repeated
         while True:
             try:
                 return await work(store, *args, **kwargs)

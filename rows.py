@@ -23,7 +23,8 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy import Enum as SQLEnum
-from sqlalchemy.orm import ORMExecuteState, Session, declared_attr
+from sqlalchemy.orm import ORMExecuteState, Session, declared_attr, object_session
+from sqlalchemy.orm.attributes import flag_modified
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlmodel import Field, SQLModel
 
@@ -176,10 +177,14 @@ def follow(model: type[SQLModel], values: Mapping[str, Any], whole: bool = False
 
 @event.listens_for(SQLModel, "before_update", propagate=True)
 def update_keys(_: object, __: object, row: SQLModel) -> None:
-    """Let the keys of an object follow its fields when it is stored again."""
+    """Let the keys and the time of an object follow its fields when it is stored again."""
     fields = {field: getattr(row, field) for field in type(row).model_fields}
     for key, text_ in follow(type(row), fields).items():
         setattr(row, key, text_)
+    session: Any = object_session(row)
+    if isinstance(row, Versioned) and row.created_at > utc_now() and session.is_modified(row):
+        row.updated_at = row.created_at  # the clock was set back
+        flag_modified(row, "updated_at")
 
 
 @event.listens_for(Session, "do_orm_execute")

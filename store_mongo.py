@@ -188,17 +188,21 @@ class MongoUserStore:
         self, user_id: int, update: UserUpdate, if_match: Collection[int] | None
     ) -> UserRead:
         """Compare the version and set the fields, as one operation on the document."""
+        document = None
         if fields := update.model_dump():
+            values = to_set(fields)
+            latest = {"updated_at": values.pop("updated_at")}  # the clock may have been set back
+            other = [{field: {"$ne": value}} for field, value in fields.items()]
             try:
                 document = await self.users.find_one_and_update(
-                    with_version(user_id, if_match),
-                    {"$set": to_set(fields), "$inc": {"version": 1}},
+                    with_version(user_id, if_match) | {"$or": other},
+                    {"$set": values, "$max": latest, "$inc": {"version": 1}},
                     SEEN,
                     return_document=ReturnDocument.AFTER,
                 )
             except DuplicateKeyError:
                 raise EmailTaken([("body", "email")]) from None
-        else:
+        if document is None:  # the user is there, and has these values already
             document = await self.users.find_one(with_version(user_id, if_match), SEEN)
         if document is None:
             await self.say_why(user_id)
@@ -278,7 +282,8 @@ class MongoUserStore:
 
     async def add_search_keys(self) -> None:
         """Give documents of release 1.0.0 their search keys. The next start continues it."""
-        lacking: Document = {"search_key": {"$exists": False}}
+        # Of a document without a list, a change meanwhile makes an object with the key "0".
+        lacking: Document = {"search_key": {"$not": {"$type": "array"}}}
         while left := await self.users.count_documents(lacking):
             last = -1
             while documents := await self.users.find(

@@ -187,8 +187,14 @@ function verbs.change()
   local user = 'roster:user:' .. id
   local email_key, name_key, search_key =
     unpack(redis.call('HMGET', user, 'email_key', 'name_key', 'search_key'))
-  local new_key = email_key
+  local new_key, changed = email_key, false
   for i = 3, #ARGV, 2 do
+    local stored = redis.call('HGET', user, ARGV[i]) or '\0'
+    if ARGV[i] == 'updated_at' then -- the clock may have been set back
+      if string.sub(stored, 1, 19) > string.sub(ARGV[i + 1], 1, 19) then ARGV[i + 1] = stored end
+    elseif ARGV[i] ~= 'search_key' then
+      changed = changed or stored ~= ARGV[i + 1]
+    end
     if ARGV[i] == 'email_key' then new_key = ARGV[i + 1] end
     if ARGV[i] == 'search_key' then
       local name, email = string.match(ARGV[i + 1], '^(.*)\n(.*)$')
@@ -199,7 +205,7 @@ function verbs.change()
   end
   local holder = redis.call('HGET', 'roster:emails', new_key)
   if holder and holder ~= id then return 'taken' end
-  if #ARGV > 2 then
+  if changed then
     write(id, 3, #ARGV)
     redis.call('HINCRBY', user, 'version', 1)
     redis.call('HDEL', 'roster:emails', email_key)

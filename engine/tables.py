@@ -5,21 +5,21 @@ from pathlib import Path
 
 from sqlalchemy import Column, Connection, MetaData, String, Table, insert, inspect, select, update
 from sqlalchemy import text as sql
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 STAMP = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
-# {0} is the table, {1} the id, {2} the next one. A sequence of PostgreSQL's has no 0.
+# {0} is the table, {1} its column, {2} the id, {3} the next one. PostgreSQL's sequences have no 0.
 LAST_ID = {
     "sqlite": "SELECT seq FROM sqlite_sequence WHERE name = '{0}'",
     "postgresql": "SELECT last_value FROM pg_sequences"
-    " WHERE format('%I.%I', schemaname, sequencename) = pg_get_serial_sequence('{0}', 'id')",
+    " WHERE format('%I.%I', schemaname, sequencename) = pg_get_serial_sequence('{0}', '{1}')",
     "mysql": "SHOW CREATE TABLE {0}",
 }
 SET_LAST_ID = {
     "sqlite": "DELETE FROM sqlite_sequence WHERE name = '{0}';"
-    "INSERT INTO sqlite_sequence (name, seq) VALUES ('{0}', {1})",
-    "postgresql": "SELECT setval(pg_get_serial_sequence('{0}', 'id'), greatest({1}, 1), {1} > 0)",
-    "mysql": "ALTER TABLE {0} AUTO_INCREMENT = {2}",
+    "INSERT INTO sqlite_sequence (name, seq) VALUES ('{0}', {2})",
+    "postgresql": "SELECT setval(pg_get_serial_sequence('{0}', '{1}'), greatest({2}, 1), {2} > 0)",
+    "mysql": "ALTER TABLE {0} AUTO_INCREMENT = {3}",
 }
 
 
@@ -52,6 +52,9 @@ def make_tables(connection: Connection, metadata: MetaData, migrations: Path) ->
     if (not made and found <= {newest}) or unfinished in found:
         stamp(connection, unfinished)
         metadata.create_all(connection)
+        for table in metadata.tables.values():  # it leaves out the indexes of tables that exist
+            for index in table.indexes:
+                index.create(connection, checkfirst=True)
         stamp(connection, newest)
         return
     there = found or {revisions[0]}  # release 0.1.0 made its tables without a stamp
@@ -84,6 +87,14 @@ def stamp(connection: Connection, revision: str) -> None:
         connection.execute(insert(STAMP), values)
 
 
+def names(connection: AsyncConnection, table: Table) -> tuple[str, str]:
+    """Return the name of a table, quoted if it has to be, and that of its column of ids."""
+    column = table.autoincrement_column
+    quote = connection.dialect.identifier_preparer.format_table
+    sqlite = connection.dialect.name == "sqlite"  # there, the name is a text
+    return table.name if sqlite else quote(table), column.name if column is not None else ""
+
+
 async def get_last_id(session: AsyncSession, table: Table, lock: bool = False) -> int:
     """Return the newest id that a table gave, to deleted rows too; 0 if none.
 
@@ -92,7 +103,7 @@ async def get_last_id(session: AsyncSession, table: Table, lock: bool = False) -
     connection = await session.connection()
     if lock:  # a row, because PostgreSQL's counters, and MySQL's, are in no transaction
         await connection.execute(select(STAMP.c.version_num).with_for_update())
-    statement = sql(LAST_ID[connection.dialect.name].format(table.name))
+    statement = sql(LAST_ID[connection.dialect.name].format(*names(connection, table)))
     row = (await connection.execute(statement)).first()
     if not lock:
         await session.commit()
@@ -105,7 +116,7 @@ async def get_last_id(session: AsyncSession, table: Table, lock: bool = False) -
 async def set_last_id(session: AsyncSession, table: Table, last_id: int) -> None:
     """Let the next id of a table be greater than this, and commit."""
     connection = await session.connection()
-    statements = SET_LAST_ID[connection.dialect.name].format(table.name, last_id, last_id + 1)
-    for statement in statements.split(";"):
+    values = *names(connection, table), last_id, last_id + 1
+    for statement in SET_LAST_ID[connection.dialect.name].format(*values).split(";"):
         await connection.execute(sql(statement))
     await session.commit()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Dialect, String, bindparam
+from sqlalchemy import ColumnElement, Dialect, Float, String, bindparam
 from sqlalchemy.dialects.mysql import DATETIME
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -50,6 +50,11 @@ def as_sql(element: Form, compiler: SQLCompiler, **options: Any) -> str:
 def contains(column: ColumnElement[str], part: str) -> ColumnElement[bool]:
     """Return the condition that a text contains a parameter's value. SQLite ignores A-Z's case."""
     return Form("contains", column, bindparam(part, type_=Part()))
+
+
+@compiles(Float, "mysql")
+def as_double(*_: Any, **__: Any) -> str:
+    return "DOUBLE"  # its FLOAT has four bytes, and would round what the client sent
 
 
 class UTCMillis(UTCDateTime):

@@ -494,6 +494,18 @@ def test_update_of_nothing_changes_nothing(client: httpx.Client) -> None:
     assert response.json() == client.get(f"/users/{user['id']}").json() == user
 
 
+def test_update_to_the_values_that_are_there_changes_nothing(client: httpx.Client) -> None:
+    user = add(client)
+    for sent in ({"name": user["name"]}, {"name": user["name"], "email": user["email"]}):
+        response = client.patch(f"/users/{user['id']}", json=sent, headers={"If-Match": '"1"'})
+        assert (response.status_code, response.headers["etag"]) == (200, '"1"')
+        assert response.json() == client.get(f"/users/{user['id']}").json() == user
+        stale = client.patch(f"/users/{user['id']}", json=sent, headers={"If-Match": '"2"'})
+        assert stale.status_code == 412
+    both = {"name": user["name"], "email": "New@example.com"}
+    assert client.patch(f"/users/{user['id']}", json=both).json()["version"] == 2
+
+
 def test_update_to_a_taken_email_answers_409_and_changes_nothing(client: httpx.Client) -> None:
     ada, eve = add(client), add(client)
     new = {"name": "Eve", "email": ada["email"].upper()}

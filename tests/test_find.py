@@ -8,7 +8,7 @@ import random
 import re
 import string
 import time
-from datetime import UTC
+from datetime import UTC, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ from test_contract import User, add, fields, names, read_all
 
 from db import open_backend
 from engine import Database as SQLDatabase
-from fields import ID_MAX, fold, fold_email, normal_email, searchable, words_of
+from fields import ID_MAX, fold, fold_email, normal_email, searchable, utc_now, words_of
 from lifespan import open_store, start
 from limits import each, read_json
 from models import User as Row
-from models import UserCreate
+from models import UserCreate, UserRow, UserUpdate
 from paging import UserQuery
 from rows import new_row
 from store import Fault, Kind, new_rows
@@ -274,6 +274,29 @@ def test_bulk_for_which_ids_run_out_stores_nothing(database: Database, left: int
         asyncio.run(check(url))
 
 
+def test_change_is_never_before_the_creation(database: Database) -> None:
+    """The clock was set back after the user was added."""
+
+    async def check(url: str) -> None:
+        backend = open_backend(url)
+        await start(backend)
+        tomorrow = utc_now() + timedelta(days=1)
+        added = UserRow(7, "Ada", "ada@example.com", tomorrow, tomorrow, 1)
+        async with open_store(backend) as store:
+            await store.restore([added], [], await store.last_id())
+        for sent in ({"name": "Eve"}, {"email": "eve@example.com"}):
+            async with open_store(backend) as store:
+                changed = await store.change(7, UserUpdate.model_validate(sent), None)
+            assert changed.updated_at == changed.created_at == tomorrow
+        async with open_store(backend, read_only=True) as store:
+            assert await store.get(7) == changed
+        assert changed.version == 3
+        await backend.stop()
+
+    with database.new() as url:
+        asyncio.run(check(url))
+
+
 @pytest.mark.parametrize("database", ["mongodb"], indirect=True)
 def test_users_of_1_0_0_get_their_search_keys_at_the_start(database: Database) -> None:
     """MongoDB; Redis' is in test_redis.py. A start that was interrupted is continued."""
@@ -412,12 +435,13 @@ def test_checks_of_a_bulk_leave_room_for_others(tmp_path: Path, what: str) -> No
     began = time.thread_time()
     json.loads("[" + ",".join(["0"] * 2**19) + "]")  # 1 MiB: how fast this machine is now
     unit = time.thread_time() - began
-    held = []
-    for _ in range(3):  # once, another process may have been in its way
-        turns.clear()
-        asyncio.run(check())
-        held.append(max(later - before for before, later in pairwise(turns)))
-    assert min(held) < max(0.2, 3 * unit)
+    held = limit = max(0.2, 3 * unit)
+    for _ in range(3):  # once, another process may be in its way
+        if held >= limit:
+            turns.clear()
+            asyncio.run(check())
+            held = max(later - before for before, later in pairwise(turns))
+    assert held < limit
 
 
 def test_words_of_a_search() -> None:

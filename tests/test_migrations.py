@@ -17,7 +17,7 @@ import httpx
 import pytest
 from conftest import ROOT, full, quick_on, serve, wait_until
 from databases import Database, free_port
-from sqlalchemy import Connection, Integer, String
+from sqlalchemy import Connection, Integer, String, inspect
 from sqlalchemy.engine import make_url
 from sqlmodel import SQLModel
 from sqlmodel.sql.sqltypes import UTCDateTime
@@ -286,6 +286,27 @@ def test_start_that_was_killed_is_finished_by_the_next(database: Database) -> No
         within(url, make_tables)
         within(url, lambda connection: stamp(connection, f"{NEWEST} unfinished"))
         within(url, make_tables)
+        assert revisions(url) == [NEWEST]
+
+
+@pytest.mark.parametrize("database", SQL, indirect=True)
+def test_start_that_was_killed_before_the_indexes_makes_them(database: Database) -> None:
+    """MySQL commits a table before its indexes."""
+
+    def lose(connection: Connection) -> None:
+        stamp(connection, f"{NEWEST} unfinished")
+        for index in SQLModel.metadata.tables["users"].indexes:
+            index.drop(connection)
+
+    def indexes(connection: Connection) -> set[str | None]:
+        return {index["name"] for index in inspect(connection).get_indexes("users")}
+
+    with database.new() as url:
+        within(url, make_tables)
+        made = within(url, indexes)
+        within(url, lose)
+        within(url, make_tables)
+        assert within(url, indexes) == made
         assert revisions(url) == [NEWEST]
 
 

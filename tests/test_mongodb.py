@@ -9,18 +9,20 @@ from typing import Any
 import bson.errors
 import httpx
 import pytest
+import uvloop
 from conftest import required, serve
 from databases import Database, standalone_mongodb
 from pymongo import MongoClient, monitoring
 from pymongo import errors as pymongo
 from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.collection import Collection
+from pymongo.network_layer import PyMongoProtocol
 from test_contract import add, read_all
 
 from lifespan import start
 from models import UserCreate
 from paging import UserQuery
-from store import Kind, find_fault
+from store import Fault, Kind, find_fault
 from store_mongo import MongoUserStore
 
 on_mongodb = pytest.mark.parametrize("database", ["mongodb"], indirect=True)
@@ -236,3 +238,32 @@ def test_errors_of_pymongo_have_their_answer(error: Exception, fault: Kind | Non
     store = MongoUserStore("mongodb://localhost")
     found = find_fault(store.codes(error), store.kinds, store.place)
     assert (found and found.kind) is fault
+
+
+@on_mongodb
+def test_connection_that_ends_before_the_answer_is_read_is_unreachable(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyMongo continues to read from a connection that uvloop has just closed."""
+    write = PyMongoProtocol.write
+
+    async def write_and_end(protocol: PyMongoProtocol, message: bytes) -> None:
+        await write(protocol, message)
+        protocol.transport.abort()
+
+    async def use(url: str) -> None:
+        store = MongoUserStore(url)
+        try:
+            await store.start()
+            user = await store.add(UserCreate(name="Ada", email="ada@example.com"))
+            with monkeypatch.context() as patched:
+                patched.setattr(PyMongoProtocol, "write", write_and_end)
+                with pytest.raises(Fault) as found:
+                    await store.get(user.id)
+            assert found.value.kind is Kind.UNREACHABLE
+            assert await store.get(user.id) == user
+        finally:
+            await store.stop()
+
+    with database.new() as url:
+        uvloop.run(use(url))

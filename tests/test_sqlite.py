@@ -14,14 +14,17 @@ from sqlalchemy import text
 from sqlalchemy.exc import InvalidRequestError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlmodel import SQLModel
+from sqlmodel import SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 import db
 from engine import Database
 from export import read_pages
+from faults_sql import retry_if_busy
 from lifespan import open_store
 from models import User
+from store import Fault
+from store_sql import SQLUserStore
 
 
 @pytest.fixture
@@ -327,3 +330,32 @@ def test_version_that_is_no_number_becomes_no_header(file: Path) -> None:
             await client.get("/users/1")
 
     in_process(test)
+
+
+def test_verb_is_not_retried_without_what_its_session_did_before(file: Path) -> None:
+    """A rollback undoes that, too, and the request would succeed without it."""
+    tries: list[bool] = []
+    busy = sqlite3.OperationalError("database is locked")
+    busy.sqlite_errorname = "SQLITE_BUSY"
+
+    class Store(SQLUserStore):
+        @retry_if_busy
+        async def fail(self) -> None:
+            tries.append(True)
+            await self.session.connection()
+            raise OperationalError(None, None, busy)
+
+    async def test() -> None:
+        for before, expected in ((False, 3), (True, 1)):
+            tries.clear()
+            async with db.open_session() as session:
+                if before:
+                    session.add(user(1))
+                    await session.flush()
+                with pytest.raises(Fault):
+                    await Store(session).fail()
+            assert len(tries) == expected
+            async with db.open_session(read_only=True) as session:
+                assert (await session.exec(select(User))).all() == []
+
+    run(test)

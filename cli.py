@@ -33,7 +33,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from sqlalchemy import Table, bindparam, delete, insert, select, tuple_, update
+from sqlalchemy import Table, bindparam, delete, func, insert, select, tuple_, update
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -187,7 +187,7 @@ async def copy(
     source_url: Annotated[str, typer.Argument(metavar="SRC_URL")],
     destination_url: Annotated[str, typer.Argument(metavar="DST_URL")],
 ) -> None:
-    """Copy all users to a database that holds none; between SQL databases, all tables.
+    """Copy all users to a database that holds nothing; between SQL databases, all tables.
 
     Ids, times and versions stay as they are.
 
@@ -280,9 +280,12 @@ async def copy_table(table: Table, source: Database, destination: Database, mark
             values = [row | {key: row[it.name] for key, it in keys.items()} for row in rows]
             async with marked_session(destination, mark) as session:
                 await (await session.connection()).execute(changed, values)
-    if table.autoincrement_column is not None:
+    if (column := table.autoincrement_column) is not None:
         async with source.session() as theirs, marked_session(destination, mark) as ours:
-            await set_table_last_id(ours, table, await get_last_id(theirs, table))
+            # Without AUTOINCREMENT, SQLite has no counter.
+            newest = await (await theirs.connection()).scalar(select(func.max(column)))
+            last_id = max(newest or 0, await get_last_id(theirs, table))
+            await set_table_last_id(ours, table, last_id)
     if await count_and_sum(read_table(table, destination), count) != (count, summed):
         raise Stop(f"The two differ: {table.name} has changed. Stop the apps.")
     return f"{count:,} rows of {table.name} copied.\n"
@@ -313,12 +316,16 @@ async def remove_different(
 ) -> None:
     """Remove what an interrupted copy left: all rows, and the users that differ from the source."""
     if isinstance(destination, Database):
-        async with marked_session(destination, mark) as session:
-            connection = await session.connection()
-            for table in reversed(tables):
-                if own := self_references(table):  # MySQL checks them row by row
-                    await connection.execute(update(table).values(dict.fromkeys(own)))
-                await connection.execute(delete(table))
+        for table in reversed(tables):
+            key, own = [*table.primary_key], self_references(table)
+            # MySQL checks references row by row. In batches, since a statement has seconds.
+            steps: list[Any] = [update(table).values(dict.fromkeys(own))] if own else []
+            for step in [*steps, delete(table)]:
+                async for rows in read_table(table, destination):
+                    keys = [tuple(row[column.name] for column in key) for row in rows]
+                    async with marked_session(destination, mark) as session:
+                        connection = await session.connection()
+                        await connection.execute(step.where(tuple_(*key).in_(keys)))
     found = (our.id async for their, our in side_by_side(theirs, ours) if our and our != their)
     async for gone in batches(found):
         async with open_store(destination) as store:

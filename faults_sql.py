@@ -64,7 +64,8 @@ def retry_if_busy(
     """Roll a verb back if it fails; retry it, twice at most, if another transaction won.
 
     Then nothing of it was done: a deadlock (PostgreSQL 40P01, MySQL 1213), or on Galera a change on
-    another node. A verb that waited for a lock (3 seconds) is not retried. Raises Fault.
+    another node. A verb that waited for a lock (3 seconds) is not retried. Nor is one whose session
+    was in a transaction: the rollback undid that, too. Raises Fault.
     """
 
     @wraps(work)

@@ -182,7 +182,8 @@ def update_keys(_: object, __: object, row: SQLModel) -> None:
     for key, text_ in follow(type(row), fields).items():
         setattr(row, key, text_)
     session: Any = object_session(row)
-    if isinstance(row, Versioned) and row.created_at > utc_now() and session.is_modified(row):
+    changed = session.is_modified(row, include_collections=False)
+    if isinstance(row, Versioned) and row.created_at > utc_now() and changed:
         row.updated_at = row.created_at  # the clock was set back
         flag_modified(row, "updated_at")
 

@@ -188,7 +188,7 @@ class MongoUserStore:
         self, user_id: int, update: UserUpdate, if_match: Collection[int] | None
     ) -> UserRead:
         """Compare the version and set the fields, as one operation on the document."""
-        document = None
+        document, other = None, list[Document]()
         if fields := update.model_dump():
             values = to_set(fields)
             latest = {"updated_at": values.pop("updated_at")}  # the clock may have been set back
@@ -203,7 +203,8 @@ class MongoUserStore:
             except DuplicateKeyError:
                 raise EmailTaken([("body", "email")]) from None
         if document is None:  # the user is there, and has these values already
-            document = await self.users.find_one(with_version(user_id, if_match), SEEN)
+            same = {"$nor": other} if other and if_match is not None else {}
+            document = await self.users.find_one(with_version(user_id, if_match) | same, SEEN)
         if document is None:
             await self.say_why(user_id)
         return to_user(document)

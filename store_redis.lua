@@ -179,6 +179,11 @@ local function refusal()
   end
 end
 
+-- A time to the millisecond, in digits that compare alike in every locale.
+local function millis(time)
+  return string.sub(time, 1, 19) .. (string.match(time, '%.(%d%d%d)') or '000')
+end
+
 -- ARGV, besides: fields and their values.
 function verbs.change()
   local refused = refusal()
@@ -191,7 +196,7 @@ function verbs.change()
   for i = 3, #ARGV, 2 do
     local stored = redis.call('HGET', user, ARGV[i]) or '\0'
     if ARGV[i] == 'updated_at' then -- the clock may have been set back
-      if string.sub(stored, 1, 19) > string.sub(ARGV[i + 1], 1, 19) then ARGV[i + 1] = stored end
+      if millis(stored) > millis(ARGV[i + 1]) then ARGV[i + 1] = stored end
     elseif ARGV[i] ~= 'search_key' then
       changed = changed or stored ~= ARGV[i + 1]
     end

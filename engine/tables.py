@@ -5,7 +5,10 @@ from pathlib import Path
 
 from sqlalchemy import Column, Connection, MetaData, String, Table, insert, inspect, select, update
 from sqlalchemy import text as sql
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from engine.errors import codes
 
 STAMP = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
 # {0} is the table, {1} its column, {2} the id, {3} the next one. PostgreSQL's sequences have no 0.
@@ -52,9 +55,8 @@ def make_tables(connection: Connection, metadata: MetaData, migrations: Path) ->
     if (not made and found <= {newest}) or unfinished in found:
         stamp(connection, unfinished)
         metadata.create_all(connection)
-        for table in metadata.tables.values():  # it leaves out the indexes of tables that exist
-            for index in table.indexes:
-                index.create(connection, checkfirst=True)
+        if unfinished in found and connection.dialect.name == "mysql":
+            make_indexes(connection, metadata)
         stamp(connection, newest)
         return
     there = found or {revisions[0]}  # release 0.1.0 made its tables without a stamp
@@ -79,6 +81,16 @@ def make_tables(connection: Connection, metadata: MetaData, migrations: Path) ->
         stamp(connection, newest)
 
 
+def make_indexes(connection: Connection, metadata: MetaData) -> None:
+    """Make those that are missing: MySQL commits a table before them."""
+    for index in [index for table in metadata.tables.values() for index in table.indexes]:
+        try:
+            index.create(connection)
+        except DBAPIError as error:
+            if "1061" not in codes(error):  # it exists
+                raise
+
+
 def stamp(connection: Connection, revision: str) -> None:
     STAMP.create(connection, checkfirst=True)
     # After that, MySQL commits each statement alone, so there has to be a revision after each.
@@ -90,9 +102,11 @@ def stamp(connection: Connection, revision: str) -> None:
 def names(connection: AsyncConnection, table: Table) -> tuple[str, str]:
     """Return the name of a table, quoted if it has to be, and that of its column of ids."""
     column = table.autoincrement_column
+    if column is None:
+        raise ValueError(f"{table.name} has no column that numbers its rows")
     quote = connection.dialect.identifier_preparer.format_table
     sqlite = connection.dialect.name == "sqlite"  # there, the name is a text
-    return table.name if sqlite else quote(table), column.name if column is not None else ""
+    return table.name if sqlite else quote(table), column.name
 
 
 async def get_last_id(session: AsyncSession, table: Table, lock: bool = False) -> int:

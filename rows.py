@@ -181,11 +181,11 @@ def update_keys(_: object, __: object, row: SQLModel) -> None:
     fields = {field: getattr(row, field) for field in type(row).model_fields}
     for key, text_ in follow(type(row), fields).items():
         setattr(row, key, text_)
-    session: Any = object_session(row)
-    changed = session.is_modified(row, include_collections=False)
-    if isinstance(row, Versioned) and row.created_at > utc_now() and changed:
-        row.updated_at = row.created_at  # the clock was set back
-        flag_modified(row, "updated_at")
+    if isinstance(row, Versioned) and row.created_at > utc_now():  # the clock was set back
+        session: Any = object_session(row)
+        if session.is_modified(row, include_collections=False):
+            row.updated_at = row.created_at
+            flag_modified(row, "updated_at")
 
 
 @event.listens_for(Session, "do_orm_execute")

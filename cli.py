@@ -54,6 +54,7 @@ from store_sql import SQLUserStore
 
 SETTING = "DATABASE_URL"
 BATCH = 1000  # users in one transaction
+# JSON with sorted keys, because JSONB of PostgreSQL's does not keep their order.
 IN_ORDER = msgspec.json.Encoder(enc_hook=str, order="deterministic")
 LINE_MAX = 2**16  # bytes; a user takes some 500
 # Returns the first line that had the address, which is this one if none was before it.
@@ -318,7 +319,7 @@ async def remove_different(
     if isinstance(destination, Database):
         for table in reversed(tables):
             key, own = [*table.primary_key], self_references(table)
-            # MySQL checks references row by row. In batches, since a statement has seconds.
+            # MySQL checks references row by row. In batches, because a statement has a time limit.
             steps: list[Any] = [update(table).values(dict.fromkeys(own))] if own else []
             for step in [*steps, delete(table)]:
                 async for rows in read_table(table, destination):
@@ -401,7 +402,7 @@ async def count_and_digest(pages: AsyncIterator[Sequence[Any]], total: int = 0) 
 async def count_and_sum(pages: AsyncIterator[Sequence[Any]], total: int = 0) -> tuple[int, int]:
     """Return how many rows of a table there are, and a sum of their hashes.
 
-    It is the same in any order, because databases sort texts, and the keys of JSON, differently.
+    The order of the rows does not matter, because each database sorts texts in its own way.
     """
     count = summed = 0
     with bar("Comparing", total) as advance:

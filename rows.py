@@ -177,7 +177,7 @@ def follow(model: type[SQLModel], values: Mapping[str, Any], whole: bool = False
 
 @event.listens_for(SQLModel, "before_update", propagate=True)
 def update_keys(_: object, __: object, row: SQLModel) -> None:
-    """Let the keys and the time of an object follow its fields when it is stored again."""
+    """Compute the keys of an object again. Its UPDATE is never before its creation."""
     fields = {field: getattr(row, field) for field in type(row).model_fields}
     for key, text_ in follow(type(row), fields).items():
         setattr(row, key, text_)
@@ -259,6 +259,7 @@ def unvalidated(model: type[Model]) -> Callable[..., Model]:
             fields.append((name, Any, msgspec.UNSET))
         else:  # a row that was stored before a field was added has the field's default
             default = None if field.is_required() else field.default
+            # msgspec cannot check some of pydantic's types, like EmailStr.
             known = "CustomType(" not in repr(msgspec.inspect.type_info(field.annotation))
             fields.append((name, field.annotation if known else Any, default))
     made: Any = msgspec.defstruct(model.__name__, fields, module=__name__)

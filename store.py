@@ -161,10 +161,10 @@ def in_slot(
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
     """Let a verb wait for one of its store's ``slots``, ``WAIT_MAX`` at most. Raises Fault.
 
-    It has as many as connections. In the pools of PyMongo and redis-py, a caller that asks at
-    the right moment overtakes those that wait; asyncio hands the slots out in order. Expensive
-    queries take few of them, so that they cannot keep others waiting. No verb may call another one,
-    because it might wait for itself.
+    A store has as many slots as connections. In the pools of PyMongo and redis-py, a caller that
+    asks at the right moment overtakes those that wait, but asyncio hands out slots in order.
+    Expensive queries take few slots, so that they cannot keep others waiting. No verb may call
+    another one, because it might wait for itself.
     """
 
     @wraps(work)

@@ -194,15 +194,15 @@ function verbs.change()
     unpack(redis.call('HMGET', user, 'email_key', 'name_key', 'search_key'))
   local new_key, changed = email_key, false
   for i = 3, #ARGV, 2 do
-    local stored = redis.call('HGET', user, ARGV[i]) or '\0'
-    if ARGV[i] == 'updated_at' then -- the clock may have been set back
-      if millis(stored) > millis(ARGV[i + 1]) then ARGV[i + 1] = stored end
-    elseif ARGV[i] ~= 'search_key' then
-      changed = changed or stored ~= ARGV[i + 1]
-    end
-    if ARGV[i] == 'email_key' then new_key = ARGV[i + 1] end
-    if ARGV[i] == 'search_key' then
-      local name, email = string.match(ARGV[i + 1], '^(.*)\n(.*)$')
+    local field, value = ARGV[i], ARGV[i + 1]
+    local stored = redis.call('HGET', user, field) or '\0'
+    if field == 'email_key' then new_key = value end
+    if field == 'updated_at' then -- the clock may have been set back
+      if millis(stored) > millis(value) then ARGV[i + 1] = stored end
+    elseif field ~= 'search_key' then
+      changed = changed or stored ~= value
+    else
+      local name, email = string.match(value, '^(.*)\n(.*)$')
       local old_name, old_email = string.match(search_key or '', '^(.*)\n(.*)$')
       name, email = name == '\0' and old_name or name, email == '\0' and old_email or email
       ARGV[i + 1] = search_key and name .. '\n' .. email or '\0' -- the next start makes it

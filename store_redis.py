@@ -1,4 +1,4 @@
-"""Redis: redis.asyncio, a Lua script with a verb for each change, and these keys.
+"""Redis: redis.asyncio, the script ``store_redis.lua``, and these keys.
 
 ``roster:last_id``
     A string: the newest id. It only grows, so no id is given twice.
@@ -19,11 +19,12 @@ Ids in keys and members have 19 digits, and all scores are 0: Redis sorts such m
 bytes, which is the order of code points, and finds a position or a prefix in a million of them as
 fast as in a thousand. (Scores are floating point, which is not exact beyond 2^53.)
 
-A script runs alone and whole, so no client sees half a change. Its first write is the only one that
-Redis may reject (memory full, a replica); it comes after everything that the script itself could
-reject. Scripts use keys that are not among their arguments: no Redis Cluster.
+Redis runs each verb of the script alone and whole, so no client sees half a change. The first write
+of a verb is the only one that Redis may reject (memory full, a replica). It comes after everything
+that the verb itself could reject. Verbs use keys that are not among their arguments, so Redis
+Cluster cannot run them.
 
-A search takes several scripts, each of which looks at few users. Redis serves others in between.
+A search runs a verb several times, each time for few users. Redis serves other clients in between.
 """
 
 import asyncio

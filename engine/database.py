@@ -102,8 +102,10 @@ class Session(AsyncSession):
         if self.database is None:
             raise NotSQL("This needs an SQL database, and DATABASE_URL names another kind.")
         if self.ended:
-            said = "This session has ended with its request. Use one of your own: open_session()"
-            raise InvalidRequestError(said)
+            raise InvalidRequestError(
+                "This session has ended with its request. Use a session of your own: "
+                "async with open_session() as session"
+            )
         if self.used or name.startswith("__"):
             raise AttributeError(name)
         engine = self.database.reader if self.read_only else self.database.writer
@@ -123,8 +125,10 @@ class Session(AsyncSession):
                 changed = self.new or self.deleted or any(map(self.is_modified, self.dirty))
                 refused = isinstance(error, DBAPIError) and READ_ONLY & {*codes(error)}
                 if refused or (changed and not error):
-                    said = "This session is for reading (GET, HEAD), and cannot store a change:"
-                    raise InvalidRequestError(f"{said} write in a POST, or in open_session().")
+                    raise InvalidRequestError(
+                        "This session is for reading (GET, HEAD), and there is something to write."
+                        " Write in a POST, PUT, PATCH or DELETE, or in a session of open_session()."
+                    )
             elif self.used and not error:
                 await self.commit()
         finally:

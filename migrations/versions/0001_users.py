@@ -17,6 +17,7 @@ branch_labels = None
 depends_on = None
 
 COLUMNS = {"id", "name", "email", "created_at", "updated_at", "version", "name_key", "email_key"}
+INDEX = "ix_users_name_key_id"
 MILLIS = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=3), "mysql")
 KEY = (
     sa.String(255)
@@ -32,6 +33,8 @@ def upgrade() -> None:
         if database.has_table("users"):
             if {column["name"] for column in database.get_columns("users")} != COLUMNS:
                 raise CommandError("The table users is another program's: name another database.")
+            if not database.has_index("users", INDEX):  # MySQL commits the table before it
+                op.create_index(INDEX, "users", ["name_key", "id"])
             return
     op.create_table(
         "users",
@@ -50,7 +53,7 @@ def upgrade() -> None:
         mysql_engine="InnoDB",
         mysql_charset="utf8mb4",
     )
-    op.create_index("ix_users_name_key_id", "users", ["name_key", "id"])
+    op.create_index(INDEX, "users", ["name_key", "id"])
 
 
 def downgrade() -> None:

@@ -13,6 +13,8 @@ RUN useradd --system --uid 10001 --no-create-home roster \
 COPY --from=build /opt/venv /opt/venv
 WORKDIR /opt/roster
 COPY *.py *.lua pyproject.toml ./
+COPY commands commands
+COPY edge edge
 COPY engine engine
 COPY migrations migrations
 COPY web web

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 from fastapi import Query, Request, Response, status
 from fastapi_offline import FastAPIOffline
 
-import auth
+import edge
 from db import StoreDep
+from edge import IfMatch, Route, each
 from errors import (  # the other responses, as OpenAPI describes them
     HANDLERS,
     LIVE,
@@ -22,7 +23,6 @@ from errors import (  # the other responses, as OpenAPI describes them
 from export import EXPORT, Format, StreamStoreDep, WholeResponse, read_pages
 from fields import UserId, Words
 from lifespan import lifespan, telemetry
-from limits import IfMatch, Route, each
 from models import FIELDS, BulkOfRows, BulkResult, UserCreate, UserPage, UserRead, UserUpdate
 from paging import UserQuery
 from store import read_page
@@ -39,8 +39,8 @@ app = FastAPIOffline(  # FastAPI, but /docs needs no other site
     generate_unique_id_function=lambda route: route.name,  # operations are named like handlers
 )
 app.router.route_class = Route  # sends rows unvalidated, sets ETag, answers 304, sets limits
-auth.install(app)
-app.frontend("/", directory=auth.WEB, fallback=None)  # serve unmatched paths from web/
+edge.install(app)
+app.frontend("/", directory=edge.WEB, fallback=None)  # serve unmatched paths from web/
 
 
 @app.post("/users/", tags=["users"], status_code=status.HTTP_201_CREATED, responses=SEND | TAKEN)

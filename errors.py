@@ -92,7 +92,7 @@ async def on_http_exception(request: Request, error: HTTPException) -> Response:
     if error.status_code == 405:
         routes = iter_route_contexts(request.app.routes)  # included routers' too
         found = [route for route in routes if route.matches(request.scope)[0] != Match.NONE]
-        literal = [route for route in found if "{" not in (route.path or "")]  # as limits.Route
+        literal = [route for route in found if "{" not in (route.path or "")]  # as edge.Route
         methods = {m for route in literal or found for m in route.methods or ()}
         if "GET" in methods or not methods:  # the page's files
             methods |= {"GET", "HEAD"}

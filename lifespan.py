@@ -18,8 +18,8 @@ from fastapi.telemetry import TelemetryConfig
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
-from auth import get_callers
 from db import get_backend
+from edge import get_callers
 from engine import Database, SettingsError, WrongTables, codes
 from faults_sql import sql_fault
 from store import UNFINISHED, Backend, Fault, Kind, UserStore, by_code, logger

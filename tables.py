@@ -16,10 +16,10 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import SelectOfScalar
 
 from db import SessionDep, StreamSessionDep
+from edge import IfMatch, Route, each
 from errors import NOT_FOUND, NOT_MODIFIED, READ, SEND, STALE, TAKEN, WRITE
 from export import EXPORT, Format, WholeResponse
 from fields import NAME_MAX, UserId, fold
-from limits import IfMatch, Route, each
 from rows import follow, keys_of, noun, table_of
 from store import Conflict, NotFound
 from store_sql import get_for_update

@@ -12,11 +12,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("commands", "edge", "engine")
 
 
 def check(root: Path) -> int:
     """Print what import-linter says of the modules in a folder; return its exit status."""
-    files = [*root.glob("*.py"), *root.glob("engine/**/*.py")]
+    files = [
+        *root.glob("*.py"),
+        *(file for each in PACKAGES for file in root.glob(f"{each}/**/*.py")),
+    ]
     modules = "|".join({file.relative_to(root).parts[0].removesuffix(".py") for file in files})
     with TemporaryDirectory(prefix="roster-lint-") as folder:
         for file in files:

@@ -13,7 +13,7 @@ from sqlmodel import Field, SQLModel, col, select
 
 from app import app
 from db import SessionDep, StoreDep
-from limits import Route
+from edge import Route
 from paging import UserQuery
 from rows import TABLE, RowId, Versioned
 

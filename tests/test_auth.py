@@ -27,10 +27,11 @@ from fastapi.routing import iter_route_contexts
 from test_contract import add
 from test_start import only_line, start_and_fail
 
-import auth
 from app import app
-from auth import DOCS_FILES, PAGE_FILES
 from db import Settings
+from edge import auth
+from edge.headers import DOCS_FILES, PAGE_FILES
+from edge.headers import OPEN as OPEN_PATHS
 from engine import SettingsError
 
 WRITE, READ, EVE = (f"{letter}-0123456789abcdefghijkl" for letter in "wre")
@@ -92,10 +93,10 @@ def test_every_route_is_classified() -> None:
     for route in iter_route_contexts([*app.routes, *app.router._low_priority_routes]):
         path = route.path_format or type(route.original_route).__name__
         served |= {f"{method} {path}" for method in route.methods or {"ANY"}}
-    # A table of your own has other routes; as these are not in auth.OPEN, they need a token.
+    # A table of your own has other routes; as these are not in OPEN_PATHS, they need a token.
     assert {request for request in served if "/users/" in request} == READING | WRITING
     assert served >= OPEN | FILES
-    assert {request.split()[1] for request in OPEN | PAGE} == auth.OPEN
+    assert {request.split()[1] for request in OPEN | PAGE} == OPEN_PATHS
 
 
 @pytest.mark.parametrize("request_", sorted(OPEN | PAGE))

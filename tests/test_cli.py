@@ -32,7 +32,9 @@ from test_contract import add
 from test_start import only_line, relay, start_and_fail
 from test_web_import import CASES, EXPECTED
 
-from cli import Stop, backup, open_file, read_rows
+from commands.backup import backup
+from commands.importing import open_file, read_rows
+from commands.terminal import Stop
 from db import open_backend
 from export import plain_cell, to_csv
 from lifespan import open_store
@@ -192,7 +194,8 @@ from db import open_backend
 from lifespan import open_store, start
 from rows import TABLE, RowId, Versioned
 from store import UNFINISHED
-import cli
+from commands.copying import copy
+from commands.terminal import Stop
 
 class Folder(Versioned, table=True):
     __tablename__ = "folders"
@@ -243,15 +246,15 @@ async def read(url):
 source, destination = sys.argv[1:]
 asyncio.run(fill(source))
 for _ in range(2):
-    cli.copy(source, destination)
+    asyncio.run(copy(source, destination))
     copied = asyncio.run(read(destination))
     assert copied == asyncio.run(read(source)) and copied[0]["parent_id"] == 1201, copied[:2]
     asyncio.run(break_off(destination))
-cli.copy(source, destination)
+asyncio.run(copy(source, destination))
 for _ in range(2):
     try:
-        cli.copy(source, destination)
-    except SystemExit as error:
+        asyncio.run(copy(source, destination))
+    except Stop as error:
         assert "folders, order, plain already; a copy needs it empty." in str(error), error
 assert asyncio.run(read(destination)) == copied
 
@@ -835,8 +838,8 @@ def test_new_database_is_its_owners_alone_and_another_one_stays_as_it_is(tmp_pat
     ],
 )
 def test_backup_of_another_database_names_its_tool(url: str, tool: str) -> None:
-    with pytest.raises(SystemExit, match=tool):
-        backup(Path("backup.db"), url)
+    with pytest.raises(Stop, match=tool):
+        asyncio.run(backup(Path("backup.db"), url))
 
 
 # all of them

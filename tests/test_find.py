@@ -26,10 +26,10 @@ from sqlmodel import col
 from test_contract import User, add, fields, names, read_all
 
 from db import open_backend
+from edge import each, read_json
 from engine import Database as SQLDatabase
 from fields import ID_MAX, fold, fold_email, normal_email, searchable, utc_now, words_of
 from lifespan import open_store, start
-from limits import each, read_json
 from models import User as Row
 from models import UserCreate, UserRow, UserUpdate
 from paging import UserQuery

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app import app
-from limits import BODY_MAX
+from edge.limits import BODY_MAX
 
 
 def fill(item: str, start: str = "[", end: str = "]") -> bytes:

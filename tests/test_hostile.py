@@ -17,7 +17,7 @@ from conftest import NO_TLS, Server, serve
 from fastapi import FastAPI
 from test_contract import add
 
-import limits
+import edge
 
 JSON = {"Content-Type": "application/json"}
 MIB = 2**20
@@ -179,7 +179,9 @@ def test_many_errors_are_cut_short(client: httpx.Client) -> None:
 
 
 def test_body_that_does_not_come_is_408_and_no_outage(tmp_path: Path) -> None:
-    (tmp_path / "quick.py").write_text("import limits\nlimits.TIME_MAX = 1\nfrom app import app\n")
+    (tmp_path / "quick.py").write_text(
+        "from edge import limits\nlimits.TIME_MAX = 1\nfrom app import app\n"
+    )
     with serve(f"sqlite:///{tmp_path}/a.db", tmp_path, app="quick:app") as server:
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=5) as connection:
@@ -233,7 +235,8 @@ def test_40_clients_that_send_2_mb_at_once_read_why_not(
 
 def test_rest_of_a_body_is_read_within_bounds(tmp_path: Path) -> None:
     (tmp_path / "bounded.py").write_text(
-        "import limits\nlimits.REST_MAX, limits.REST_TIME = 2**18, 0.5\nfrom app import app\n"
+        "from edge import limits\nlimits.REST_MAX, limits.REST_TIME = 2**18, 0.5\n"
+        "from app import app\n"
     )
     with serve(f"sqlite:///{tmp_path}/a.db", tmp_path, app="bounded:app") as server:
         with pytest.raises(ConnectionError):  # more bytes than that
@@ -369,9 +372,9 @@ def test_request_names_one_host(plain: Server, request_: bytes, status: int) -> 
 def test_request_that_takes_too_long_is_given_up(
     monkeypatch: pytest.MonkeyPatch, stubborn: bool
 ) -> None:
-    monkeypatch.setattr(limits, "TIME_MAX", 0.1)
+    monkeypatch.setattr(edge.limits, "TIME_MAX", 0.1)
     app = FastAPI()
-    app.router.route_class = limits.Route
+    app.router.route_class = edge.Route
 
     @app.get("/{seconds}")
     async def wait(seconds: float) -> str:

@@ -149,7 +149,7 @@ def copy(folder: Path, old: str, new: str) -> Path:
     """Copy the app to a folder, with something else in models.py; return the folder."""
     for file in (*ROOT.glob("*.py"), ROOT / "pyproject.toml"):
         shutil.copy2(file, folder)
-    for name in ("engine", "migrations", "web"):
+    for name in ("commands", "edge", "engine", "migrations", "web"):
         shutil.copytree(ROOT / name, folder / name)
     models = folder / "models.py"
     text = models.read_text()

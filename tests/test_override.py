@@ -13,8 +13,8 @@ from sqlalchemy.pool import StaticPool
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-import auth
 import db
+import edge
 from app import app
 from engine import Database
 
@@ -39,7 +39,7 @@ def use_everything(
 ) -> list[str]:
     """Call every handler; return the statements that the engine ran."""
     monkeypatch.setenv("DATABASE_URL", UNREACHABLE)
-    for forget in (db.get_settings, db.get_backend, auth.get_callers):
+    for forget in (db.get_settings, db.get_backend, edge.get_callers):
         forget.cache_clear()
     statements: list[str] = []
     event.listen(
@@ -65,7 +65,7 @@ def use_everything(
         asyncio.run(test())
     finally:
         app.dependency_overrides.clear()
-        for forget in (db.get_settings, db.get_backend, auth.get_callers):
+        for forget in (db.get_settings, db.get_backend, edge.get_callers):
             forget.cache_clear()
     return statements
 
@@ -114,7 +114,7 @@ def test_without_the_override_the_database_of_the_settings_is_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", UNREACHABLE)
-    for forget in (db.get_settings, db.get_backend, auth.get_callers):
+    for forget in (db.get_settings, db.get_backend, edge.get_callers):
         forget.cache_clear()
 
     async def ready(http: httpx.AsyncClient) -> int:
@@ -129,5 +129,5 @@ def test_without_the_override_the_database_of_the_settings_is_used(
             return await use(http)
 
     assert asyncio.run(test(ready)) == 503
-    for forget in (db.get_settings, db.get_backend, auth.get_callers):
+    for forget in (db.get_settings, db.get_backend, edge.get_callers):
         forget.cache_clear()

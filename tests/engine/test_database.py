@@ -363,7 +363,7 @@ def loaded(code: str, url: str) -> set[str]:
 )
 def test_only_the_driver_in_use_is_imported(url: str, driver: str) -> None:
     drivers = {"asyncpg", "asyncmy", "pymongo", "redis", "cryptography"}
-    code = "import app, auth, cli, db\ndb.get_backend()"
+    code = "import app, edge, cli, db\ndb.get_backend()"
     assert loaded(code, url) & drivers - {"cryptography"} == {driver} & drivers
     assert not loaded("import app, cli", url) & drivers
 

@@ -16,7 +16,7 @@ import pytest
 from conftest import NO_TLS, SLACK, Server, quick_on, wait_until
 
 HEAL = 2 + SLACK  # seconds, at most, from the database's first answer to the app's first success
-LATE = 2 + SLACK  # seconds over limits.TIME_MAX in which a request must have its answer
+LATE = 2 + SLACK  # seconds over edge.limits.TIME_MAX in which a request must have its answer
 SERVERS = ("postgresql", "mysql", "mongodb", "redis")
 
 Figures = Callable[[str, object], None]

@@ -19,7 +19,7 @@ from test_contract import add
 from test_start import relay
 
 from db import Settings
-from limits import TIME_MAX
+from edge.limits import TIME_MAX
 
 POOL_SIZE = Settings.model_fields["pool_size"].default
 ALSO = {"mongodb": 2}  # with which PyMongo looks whether the server is there

@@ -14,9 +14,9 @@ from load import HEAL, LATE, SERVERS, Figures, check_healthy, on
 from sqlalchemy import text
 from test_contract import add
 
+from edge.limits import TIME_MAX
 from engine import Database as SQLDatabase
 from engine.direct import execute
-from limits import TIME_MAX
 
 CLIENTS = 50
 FROZEN = (

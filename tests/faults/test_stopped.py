@@ -15,7 +15,7 @@ from databases import Database
 from load import LATE, SERVERS, Crowd, Figures, check_healthy, count_lost, on, writing
 from sqlalchemy.engine import make_url
 
-from limits import TIME_MAX
+from edge.limits import TIME_MAX
 
 END = 10 + SLACK  # seconds, at most, from SIGTERM to the end
 GRACE = "--timeout-graceful-shutdown=10"  # as in make run

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache, lru_cache
 from hashlib import sha256
-from pathlib import Path
 from random import getrandbits
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote
@@ -23,57 +22,13 @@ from fastapi import FastAPI, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-import limits
 from db import Settings, get_settings
+from edge import limits
+from edge.headers import API_HEADERS, BY_PATH, OPEN, path_of
 from engine import SettingsError
 from errors import BUG, answer
 from store import logger
 
-WEB = Path(__file__).parent / "web"
-# https://developer.mozilla.org/en-US/docs/Web/HTTP/Guides/CSP explains these policies. What a page
-# loads comes from the app itself, and no other site can put the page in a frame.
-STRICT = (
-    "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
-    # A script that would make HTML of a text is stopped, too.
-    " require-trusted-types-for 'script'"
-)
-# FastAPI's page for /docs contains a script, and Swagger UI styles.
-DOCS = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline';"
-    " img-src 'self' data:; frame-ancestors 'none'"
-)
-
-
-def headers(policy: str, cache: str) -> list[tuple[bytes, bytes]]:
-    """Return the headers of a response with this Content-Security-Policy and Cache-Control."""
-    return [
-        (b"content-security-policy", policy.encode()),
-        (b"cache-control", cache.encode()),
-        (b"x-content-type-options", b"nosniff"),
-        (b"referrer-policy", b"no-referrer"),
-    ]
-
-
-DOCS_FILES = frozenset(
-    f"/static-offline-docs/{name}"
-    for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
-)
-PAGE_FILES = frozenset({"/", *(f"/{file.name}" for file in WEB.iterdir())})
-API_HEADERS = headers(STRICT, "no-store")  # responses are about people
-# With no-cache, the browser asks each time whether a file is new, so no page is ever half old.
-BY_PATH = dict.fromkeys(PAGE_FILES | DOCS_FILES, headers(STRICT, "no-cache"))
-BY_PATH["/docs"] = headers(DOCS, "no-store")
-
-
-def path_of(scope: Scope) -> str:
-    """Return the path without the prefix under which a proxy or another app serves Roster."""
-    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-    return path
-
-
-# Needs no token: health, the API's description, and the page's own files.
-OPEN = PAGE_FILES | DOCS_FILES
-OPEN |= {"/livez", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect"}
 SAFE = ("GET", "HEAD", "OPTIONS")  # they change nothing (RFC 9110, section 9.2.1)
 
 # The characters of a token are those of RFC 6750, section 2.1.

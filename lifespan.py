@@ -10,22 +10,20 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any, cast
 
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from sqlalchemy.exc import SQLAlchemyError
-from sqlmodel import SQLModel
 
 from db import get_backend
 from edge import get_callers
-from engine import Database, SettingsError, WrongTables, codes
+from engine import Database, SettingsError, codes
 from faults_sql import sql_fault
+from schema import WrongTables, make_tables
 from store import UNFINISHED, Backend, Fault, Kind, UserStore, by_code, logger
 from store_sql import SQLUserStore
 
-MIGRATIONS = Path(__file__).parent / "migrations"
 # What is wrong with DATABASE_URL, by the driver's code.
 REASONS = by_code(
     {
@@ -102,7 +100,7 @@ async def start(backend: Any, unfinished: bool = False) -> None:
     """Start a database, with an unfinished copy in it only if asked to. Raises StartError."""
     try:
         if isinstance(backend, Database):
-            await backend.start(SQLModel.metadata, MIGRATIONS)
+            await backend.start(make_tables)
         else:
             await backend.start()
         async with open_store(backend) as store:

@@ -16,12 +16,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine import contains, fetch, get_last_id, insert_row, set_last_id
+from engine import contains, fetch, insert_row
 from faults_sql import email_taken, is_conflict, retry_if_busy
 from fields import KEY_MAX, fold, fold_email
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
 from paging import UserQuery
 from rows import Model, new_row, noun
+from schema import get_last_id, set_last_id
 from store import EmailTaken, NotFound, StaleVersion, new_rows
 
 # SQLAlchemy builds these statements once, and calls only fill in their parameters. That is faster

@@ -18,13 +18,14 @@ from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from commands.terminal import Stop, bar, count_users, opened, sqlite_file, write
-from engine import Database, get_last_id
-from engine import set_last_id as set_table_last_id
+from engine import Database
 from export import TO_JSON, read_pages
 from fields import BULK_MAX
 from lifespan import open_store
 from models import UserRead
 from paging import UserQuery
+from schema import get_last_id
+from schema import set_last_id as set_table_last_id
 from store import UNFINISHED, Backend, EmailTaken, StaleVersion, UserStore
 from store_sql import SQLUserStore
 

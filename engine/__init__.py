@@ -11,17 +11,29 @@ The only door of the package, which knows nothing of an app's tables. Tested in 
 - Whatever a driver raises leaves here as an ``SQLAlchemyError``; ``codes`` says which error it is.
 - SQLite never blocks the event loop: ``README.md`` lists what that takes.
 - Only the driver of the database in use is imported.
-- An empty database gets its tables at start. One with other tables is left alone.
 """
 
 from engine.database import SQL_SCHEMES, Database, NotSQL, Session, fetch, insert_row, place_of
 from engine.direct import WAIT_MAX, Rows
 from engine.errors import codes
-from engine.tables import WrongTables, get_last_id, revisions_in, set_last_id
 from engine.types import UTCMillis, contains
 from engine.url import SettingsError, check_certificates, hosts, parse_url
 
-__all__ = ["SQL_SCHEMES", "WAIT_MAX", "Database", "NotSQL", "Rows", "Session", "SettingsError"]
-__all__ += ["UTCMillis", "WrongTables", "check_certificates", "codes", "contains", "fetch"]
-__all__ += ["get_last_id", "hosts", "insert_row", "parse_url", "place_of", "revisions_in"]
-__all__ += ["set_last_id"]
+__all__ = [
+    "SQL_SCHEMES",
+    "WAIT_MAX",
+    "Database",
+    "NotSQL",
+    "Rows",
+    "Session",
+    "SettingsError",
+    "UTCMillis",
+    "check_certificates",
+    "codes",
+    "contains",
+    "fetch",
+    "hosts",
+    "insert_row",
+    "parse_url",
+    "place_of",
+]

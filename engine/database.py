@@ -1,19 +1,18 @@
 """A database, its sessions, and the two statements that go round them."""
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import Executable, Insert, MetaData, event
+from sqlalchemy import Connection, Executable, Insert, event
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession as AnySession
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from engine.direct import WAIT_MAX, Rows, Server, Values, execute
 from engine.errors import DEMOTED, codes, on_error
-from engine.tables import make_tables
 from engine.url import SettingsError, hosts, parse_url
 
 # The products that the schemes of URLs stand for. Each has a module of this package.
@@ -71,12 +70,12 @@ class Database:
     async def insert(self, statement: Insert, row: Values) -> Any:
         return (await execute(self.writer.sync_engine, self.insert_directly, statement, row))[0][0]
 
-    async def start(self, metadata: MetaData, migrations: Path) -> None:
-        """Make the tables if there are none. Raises WrongTables."""
+    async def start(self, make_tables: Callable[[Connection], None]) -> None:
+        """Make tables, in a transaction; again, if another process was faster."""
         for more_tries in reversed(range(20)):
             try:
                 async with self.writer.begin() as connection:
-                    await connection.run_sync(make_tables, metadata, migrations)
+                    await connection.run_sync(make_tables)
                 return
             except DBAPIError as error:
                 if not more_tries or MADE_BY_ANOTHER.isdisjoint(codes(error)):

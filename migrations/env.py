@@ -16,11 +16,12 @@ from sqlmodel import SQLModel
 
 import app  # noqa: F401 (it imports every module that has tables)
 from db import get_backend
-from engine import Database, SettingsError, UTCMillis, revisions_in
+from engine import Database, SettingsError, UTCMillis
 from errors import FAULTS
 from faults_sql import sql_fault
-from lifespan import MIGRATIONS, StartError
+from lifespan import StartError
 from rows import Amount
+from schema import revisions
 from store import Backend, Kind
 
 
@@ -98,7 +99,7 @@ def number(_: Any, __: Any, scripts: list[Any]) -> None:
         scripts.clear()
         print("The models and the migrations agree: there is nothing to do.")
     else:
-        scripts[0].rev_id = f"{len(revisions_in(MIGRATIONS)) + 1:04}"
+        scripts[0].rev_id = f"{len(revisions()) + 1:04}"
 
 
 def render(kind: str, item: Any, autogenerate: Any) -> Any:

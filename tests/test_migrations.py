@@ -17,21 +17,20 @@ import httpx
 import pytest
 from conftest import ROOT, full, quick_on, serve, wait_until
 from databases import Database, free_port
-from sqlalchemy import Connection, Integer, String, inspect
+from sqlalchemy import Connection, Integer, String, event, inspect, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.util import await_
 from sqlmodel import SQLModel
 from sqlmodel.sql.sqltypes import UTCDateTime
 from test_contract import add, read_all
 from test_start import only_line, relay, start_and_fail
 
 from engine import Database as SQLDatabase
-from engine import WrongTables, revisions_in
-from engine.tables import make_tables as make_tables_of
-from engine.tables import stamp
 from fields import KEY_MAX
-from lifespan import MIGRATIONS
+from schema import WrongTables, make_tables, stamp
+from schema import revisions as known_revisions
 
-REVISIONS = revisions_in(MIGRATIONS)
+REVISIONS = known_revisions()
 NEWEST, NEXT = REVISIONS[-1], f"{len(REVISIONS) + 1:04}"
 SQL = ("sqlite", "postgresql", "mysql")
 on_sql = pytest.mark.parametrize("database", SQL, indirect=True)
@@ -72,11 +71,6 @@ def alembic(url: str, *command: str, folder: Path = ROOT, fails: bool = False) -
     """Run the command ``alembic``; return what it printed, without what it always says."""
     printed = run(url, "-m", "alembic", *command, folder=folder, fails=fails)
     return re.sub(r"(Context impl|Will assume) .*\n", "", printed)
-
-
-def make_tables(connection: Connection) -> None:
-    """Make the tables of the models, as a start does."""
-    make_tables_of(connection, SQLModel.metadata, MIGRATIONS)
 
 
 def within(url: str, work: Callable[[Connection], Any]) -> Any:
@@ -182,6 +176,41 @@ def later(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "models" not in text  # which will change again
     assert "fsp=3" in text
     return folder
+
+
+@on_sql
+def test_tables_are_never_there_without_their_revision(database: Database) -> None:
+    """A process that starts meanwhile would take them for those of the oldest release.
+
+    MySQL commits each statement by itself after one that made a table.
+    """
+    seen: list[tuple[bool, list[str]]] = []
+
+    async def test(making: SQLDatabase, looking: SQLDatabase) -> None:
+        async def look() -> None:
+            async with looking.reader.connect() as reading:
+                names = await reading.run_sync(lambda it: inspect(it).get_table_names())
+                stamps = list[str]()
+                if "alembic_version" in names:
+                    stamps = [*await reading.scalars(text("SELECT * FROM alembic_version"))]
+                seen.append(("users" in names, stamps))
+
+        @event.listens_for(making.writer.sync_engine, "after_cursor_execute")
+        def after_each_statement(*_: Any) -> None:
+            await_(look())
+
+        try:
+            await making.start(make_tables)
+            await look()
+        finally:
+            await making.stop()
+            await looking.stop()
+
+    with database.new() as url:
+        asyncio.run(test(SQLDatabase(url), SQLDatabase(url)))
+    assert seen[-1] == (True, [NEWEST])
+    assert len(seen) > 5
+    assert (True, []) not in seen
 
 
 @on_sql

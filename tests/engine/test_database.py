@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 from conftest import ROOT, full
 from databases import Database as Backend
-from sqlalchemy import String, event, func, insert, inspect, select, text, union_all
+from sqlalchemy import String, func, insert, select, text, union_all
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import registry
-from sqlalchemy.util import await_
 from sqlmodel import Field, SQLModel
 
 from engine import (
@@ -27,7 +26,6 @@ from engine import (
     contains,
     fetch,
     insert_row,
-    revisions_in,
 )
 
 THEN = datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)
@@ -89,41 +87,6 @@ def test_url_without_a_host_takes_the_usual_one(monkeypatch: pytest.MonkeyPatch)
         await database.stop()
 
     asyncio.run(test())
-
-
-@on_each
-def test_tables_are_never_there_without_their_revision(database: Backend) -> None:
-    """A process that starts meanwhile would take them for those of the oldest release.
-
-    MySQL commits each statement by itself after one that made a table.
-    """
-    seen: list[tuple[bool, list[str]]] = []
-
-    async def test(making: Database, looking: Database) -> None:
-        async def look() -> None:
-            async with looking.reader.connect() as reading:
-                names = await reading.run_sync(lambda it: inspect(it).get_table_names())
-                stamps = list[str]()
-                if "alembic_version" in names:
-                    stamps = [*await reading.scalars(text("SELECT * FROM alembic_version"))]
-                seen.append(("things" in names, stamps))
-
-        @event.listens_for(making.writer.sync_engine, "after_cursor_execute")
-        def after_each_statement(*_: Any) -> None:
-            await_(look())
-
-        try:
-            await making.start(Base.metadata, ROOT / "migrations")
-            await look()
-        finally:
-            await making.stop()
-            await looking.stop()
-
-    with database.new() as url:
-        asyncio.run(test(Database(url), Database(url)))
-    assert seen[-1] == (True, revisions_in(ROOT / "migrations")[-1:])
-    assert len(seen) > 5
-    assert (True, []) not in seen
 
 
 @on_each

@@ -1,4 +1,7 @@
-"""The tables of a database: which revision they have, and which ids they gave."""
+"""The tables of an SQL database: made when it is empty, and the newest ids that they gave.
+
+From then on, only Alembic changes them (``migrations/``): they must have its newest revision.
+"""
 
 import re
 from pathlib import Path
@@ -7,11 +10,15 @@ from sqlalchemy import Column, Connection, MetaData, String, Table, insert, insp
 from sqlalchemy import text as sql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlmodel import SQLModel
 
-from engine.errors import codes
+from engine import codes
 
+MIGRATIONS = Path(__file__).parent / "migrations"
+METADATA = SQLModel.metadata
 STAMP = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
 # {0} is the table, {1} its column, {2} the id, {3} the next one. PostgreSQL's sequences have no 0.
+# In MySQL's information_schema, the counter can be a day old.
 LAST_ID = {
     "sqlite": "SELECT seq FROM sqlite_sequence WHERE name = '{0}'",
     "postgresql": "SELECT last_value FROM pg_sequences"
@@ -30,47 +37,51 @@ class WrongTables(Exception):
     """A database has other tables than expected. The text, after its name, says what to do."""
 
 
-def revisions_in(migrations: Path) -> list[str]:
-    """Return the revisions in Alembic's folder, the oldest first."""
-    return sorted(path.name.partition("_")[0] for path in migrations.glob("versions/[0-9]*.py"))
+def revisions() -> list[str]:
+    """Return the revisions in Alembic's folder, the oldest first.
+
+    They are read from the names of its files, because importing Alembic takes longer than all else
+    at start.
+    """
+    return sorted(path.name.partition("_")[0] for path in MIGRATIONS.glob("versions/[0-9]*.py"))
 
 
-def make_tables(connection: Connection, metadata: MetaData, migrations: Path) -> None:
+def make_tables(connection: Connection) -> None:
     """Make the tables if there are none. Raises WrongTables if there are others than expected."""
     if connection.dialect.name == "postgresql":
         encoding = connection.scalar(sql("SHOW server_encoding"))
         if encoding != "UTF8":
             raise WrongTables(f"has the encoding {encoding}: create it with ENCODING 'UTF8'")
-    revisions = revisions_in(migrations)
-    if not revisions:
-        raise WrongTables(f"cannot be compared: {migrations.name}/versions has no migration")
-    newest = revisions[-1]
+    known = revisions()
+    if not known:
+        raise WrongTables("cannot be compared: migrations/versions has no migration")
+    newest = known[-1]
     # MySQL and MariaDB commit each table alone.
     unfinished = f"{newest} unfinished"
     # The process that makes the tables stamps first, so ask for the tables before the stamp.
-    made = any(map(inspect(connection).has_table, metadata.tables))
+    made = any(map(inspect(connection).has_table, METADATA.tables))
     inspector = inspect(connection)
     stamped = inspector.has_table(STAMP.name)
     found = set(connection.scalars(select(STAMP.c.version_num))) if stamped else set()
     if (not made and found <= {newest}) or unfinished in found:
         stamp(connection, unfinished)
-        metadata.create_all(connection)
+        METADATA.create_all(connection)
         if unfinished in found and connection.dialect.name == "mysql":
-            make_indexes(connection, metadata)
+            make_indexes(connection)
         stamp(connection, newest)
         return
-    there = found or {revisions[0]}  # release 0.1.0 made its tables without a stamp
-    wanted = {(name, one.name) for name, table in metadata.tables.items() for one in table.columns}
-    columns = inspector.get_multi_columns(filter_names=[*metadata.tables])
+    there = found or {known[0]}  # release 0.1.0 made its tables without a stamp
+    wanted = {(name, one.name) for name, table in METADATA.tables.items() for one in table.columns}
+    columns = inspector.get_multi_columns(filter_names=[*METADATA.tables])
     present = {(name, column["name"]) for (_, name), each in columns.items() for column in each}
     missing = wanted - present if there == {newest} else set()
     other = present - wanted or missing
     if other and not found:
         raise WrongTables(f"has a table {min(other)[0]} of another program: name another database")
     if there != {newest}:
-        where = "" if migrations.parent == Path.cwd() else f"-c {migrations.parent}/pyproject.toml "
+        where = "" if MIGRATIONS.parent == Path.cwd() else f"-c {MIGRATIONS.parent}/pyproject.toml "
         advice = f"this release needs {newest}: run alembic {where}upgrade head"
-        if not there.issubset(revisions):
+        if not there.issubset(known):
             advice = "of a newer release: start that one"
         raise WrongTables(f"has tables of revision {', '.join(sorted(there))}, {advice}")
     if missing:
@@ -81,9 +92,9 @@ def make_tables(connection: Connection, metadata: MetaData, migrations: Path) ->
         stamp(connection, newest)
 
 
-def make_indexes(connection: Connection, metadata: MetaData) -> None:
+def make_indexes(connection: Connection) -> None:
     """Make those that are missing: MySQL commits a table before them."""
-    for index in [index for table in metadata.tables.values() for index in table.indexes]:
+    for index in [index for table in METADATA.tables.values() for index in table.indexes]:
         try:
             index.create(connection)
         except DBAPIError as error:

@@ -83,6 +83,8 @@ async def copy(
             count, digest = await count_and_digest(read_pages(theirs), total)
             last_id = await theirs.last_id()
             if await count_and_digest(read_pages(ours), total) != (count, digest):
+                if await ours.last_id() != mark:
+                    raise StaleVersion("counter")
                 raise Stop("The two differ: users have changed. Stop the apps.")
             if isinstance(source, Database) and isinstance(destination, Database):
                 copied = [await copy_table(table, source, destination, mark) for table in tables]

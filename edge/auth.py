@@ -264,13 +264,15 @@ class Access:
             self.under_way[caller.name] -= 1
             method, reason = scope.get("method", "WebSocket"), state["reason"]
             bad = reason or status >= 500 or status == 429
+            # In an outage, drivers report one fault in several ways.
+            kind = status, caller.name, reason.partition(" (")[0]
             if bad or method not in SAFE or caller is UNKNOWN:
                 logger.log(
                     logging.ERROR if status == BUG[0] else logging.WARNING if bad else logging.INFO,
                     "%s %s %s by %s, request %s%s",
                     *(method, quote(scope["path"][:200]), status, caller.name, request_id),
                     f": {reason}" if reason else "",
-                    extra={"kind": (bad or status >= 400) and (status, caller.name, reason)},
+                    extra={"kind": (bad or status >= 400) and kind},
                 )
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 from sqlalchemy.util import await_, greenlet_spawn
 
-from engine.errors import DEMOTED, REJECTED, codes, wrapped
+from engine.errors import DEMOTED, REJECTED, codes, lost_connection, wrapped
 
 WAIT_MAX = 5  # seconds for a connection
 # A pool prints a traceback for a connection that died while it was out; its task met the error.
@@ -116,8 +116,11 @@ class InOrderPool(AsyncAdaptedQueuePool):
             return super().connect()
         except Exception as error:
             # While a new connection is set up, SQLAlchemy passes these on as they are.
-            if type(error).__module__.startswith("asyncpg."):
-                raise exc.OperationalError(None, None, error) from error
+            lost = lost_connection(error)
+            if lost or type(error).__module__.startswith("asyncpg."):
+                raise exc.OperationalError(
+                    None, None, error, connection_invalidated=lost
+                ) from error
             raise
 
     def _do_get(self) -> ConnectionPoolEntry:

@@ -24,6 +24,8 @@ import pytest
 from conftest import NO_TLS, Server, serve, wait_until
 from databases import free_port
 from fastapi.routing import iter_route_contexts
+from fastapi.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 from test_contract import add
 from test_start import only_line, start_and_fail
 
@@ -33,6 +35,7 @@ from edge import auth
 from edge.headers import DOCS_FILES, PAGE_FILES
 from edge.headers import OPEN as OPEN_PATHS
 from engine import SettingsError
+from errors import answer
 
 WRITE, READ, EVE = (f"{letter}-0123456789abcdefghijkl" for letter in "wre")
 
@@ -454,6 +457,22 @@ def test_each_kind_of_line_is_limited_by_a_clock_that_is_not_set_back(
     assert says("a", 6.1) == "a (2 more were left out)"
     assert [says("x", 9, 401) for _ in range(3)] == ["x", "x", None]
     assert [says("x", 9, 200) for _ in range(3)] == ["x", "x", "x"]
+
+
+def test_one_fault_is_one_kind_of_line_whatever_the_driver_calls_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    faults = ["UNREACHABLE (timeout), here", "UNREACHABLE (refused), here", "BUSY (1213), here"]
+    reasons = iter(faults)
+
+    async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["reason"] = next(reasons)
+        await answer(503, "")(scope, receive, send)
+
+    client = TestClient(auth.Access(fail, dict), "http://localhost", client=("127.0.0.1", 1))
+    assert [client.get("/users/").status_code for _ in faults] == [503, 503, 503]
+    one, other, busy = (vars(record)["kind"] for record in caplog.records)
+    assert one == other != busy
 
 
 def request_id(response: httpx.Response) -> str:

@@ -162,8 +162,7 @@ def slamming() -> Iterator[int]:
             thread.join()
 
 
-@full
-@pytest.mark.parametrize("backend", SERVERS)
+@pytest.mark.parametrize("backend", quick_on(SERVERS, "mysql"))
 def test_server_that_hangs_up_at_once_is_503(backend: str, tmp_path: Path) -> None:
     with (
         slamming() as port,

@@ -293,7 +293,7 @@ def test_pgbouncer_in_transaction_mode(
 def test_pgbouncer_that_is_not_set_up_is_one_line(behind: URL, tmp_path: Path) -> None:
     with start_pgbouncer(behind, "") as url:
         line = only_line(start_and_fail(tmp_path, {"DATABASE_URL": url}))
-    assert "see PgBouncer in the README" in line
+    assert "see PgBouncer in the documentation" in line
     with start_pgbouncer(behind, SETTINGS, size=1) as url:
         # Another client has left a statement with the first of asyncpg's names.
         with suppress(asyncpg.DuplicatePreparedStatementError):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import forked
 import httpx
 import pytest
 from databases import BACKENDS, Database, Missing, free_port
@@ -224,7 +225,7 @@ def serve(
     # An idle connection that is closed at the moment when it is used again would fail a test.
     command += ["--timeout-keep-alive=60", *options]
     with log.open("ab") as out:
-        process = subprocess.Popen(
+        process = forked.Popen(
             command,
             cwd=folder,
             env=env,

@@ -20,6 +20,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import forked
 import httpx
 import pytest
 from conftest import NO_TLS, ROOT, full, quick_on, serve, wait_until
@@ -52,7 +53,7 @@ def start(*arguments: object, url: str | None = None, **options: Any) -> subproc
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     options = {"env": env, "encoding": "utf-8", **pipes, **options}
     command = [sys.executable, "-W", "error", str(ROOT / "cli.py"), *map(str, arguments)]
-    return subprocess.Popen(command, **options)
+    return forked.Popen(command, **options)
 
 
 def cli(*arguments: object, given: str = "", url: str | None = None, **options: Any) -> Result:

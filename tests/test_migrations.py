@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import httpx
 import pytest
 from conftest import ROOT, full, quick_on, serve, wait_until
@@ -52,15 +53,12 @@ USERS_OF_0_1_0 = [
 
 def run(url: str, *command: str, folder: Path = ROOT, fails: bool = False) -> str:
     """Run Python on a database in a project's folder; return what it printed."""
-    result = subprocess.run(
+    result = forked.run(
         [sys.executable, "-W", "error", *command],
-        check=False,
+        timeout=120,
         cwd=folder,
         env={**os.environ, "DATABASE_URL": url},
-        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=120,
-        text=True,
     )
     assert (result.returncode != 0) == fails, result.stdout
     assert "Traceback" not in result.stdout, result.stdout

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import forked
 import httpx
 import pytest
 from asyncmy.auth import sha2_rsa_encrypt
@@ -49,15 +50,7 @@ def start_and_fail(folder: Path, env: dict[str, str], *guard: str) -> str:
     """
     command = [*guard, sys.executable, "-m", "uvicorn", "app:app", f"--port={free_port()}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
-    result = subprocess.run(
-        command,
-        check=False,
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        timeout=60,
-        text=True,
-    )
+    result = forked.run(command, timeout=60, cwd=folder, env=environment, stderr=subprocess.PIPE)
     assert result.returncode != 0
     printed = result.stdout + result.stderr
     assert "Traceback" not in printed, printed

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from secrets import randbelow
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, NoReturn, TypeVar, cast
 
 import msgspec
 import typer
@@ -54,20 +54,13 @@ async def copy(
         open_store(destination, read_only=True) as ours,
     ):
         before = await ours.last_id()
-        marked = before >= UNFINISHED
+        continues = marked = before >= UNFINISHED
         others = [table for table in SQLModel.metadata.sorted_tables if table.name != "users"]
         both_sql = isinstance(source, Database) and isinstance(destination, Database)
         tables = others if both_sql else []
-        if not marked:
-            found = ["users"] if await ours.page(UserQuery(), 1) else []
-            for table in tables:
-                if await anext(read_table(table, cast(Database, destination)), None):
-                    found.append(table.name)
-            if found:
-                raise Stop(
-                    f"DST_URL: {destination.place} holds {', '.join(found)} already; a copy needs"
-                    " it empty."
-                )
+        if not continues and (found := await filled(ours, destination, tables)):
+            already = f"{destination.place} holds {', '.join(found)} already"
+            raise Stop(f"DST_URL: {already}; a copy needs it empty.")
         copied: list[str] = []
         mark = UNFINISHED + randbelow(2**31)
         try:
@@ -77,15 +70,13 @@ async def copy(
                 await set_last_id(destination, before, mark)
                 raise Stop("SRC_URL and DST_URL are the same database.")
             marked = True
-            if before >= UNFINISHED:
+            if continues:
                 await remove_different(theirs, ours, destination, tables, mark)
             await add_missing(theirs, ours, destination, total, mark)
             count, digest = await count_and_digest(read_pages(theirs), total)
             last_id = await theirs.last_id()
             if await count_and_digest(read_pages(ours), total) != (count, digest):
-                if await ours.last_id() != mark:
-                    raise StaleVersion("counter")
-                raise Stop("The two differ: users have changed. Stop the apps.")
+                await say_why(destination, mark, "users have changed")
             if isinstance(source, Database) and isinstance(destination, Database):
                 copied = [await copy_table(table, source, destination, mark) for table in tables]
             await set_last_id(destination, last_id, mark)
@@ -104,6 +95,21 @@ async def copy(
             names = ", ".join(table.name for table in others)
             copied = [f"Not copied, because both sides must be SQL databases: {names}.\n"]
         write("".join(copied))
+
+
+async def filled(ours: UserStore, destination: Backend, tables: list[Table]) -> list[str]:
+    """Return the names of the tables that have rows."""
+    found = ["users"] if await ours.page(UserQuery(), 1) else []
+    for table in tables:
+        if await anext(read_table(table, cast(Database, destination)), None):
+            found.append(table.name)
+    return found
+
+
+async def say_why(destination: Backend, mark: int, what: str) -> NoReturn:
+    """Raise StaleVersion if another copy has taken over, or else Stop."""
+    await set_last_id(destination, mark, mark)
+    raise Stop(f"The two differ: {what}. Stop the apps.")
 
 
 @asynccontextmanager
@@ -140,7 +146,7 @@ async def copy_table(table: Table, source: Database, destination: Database, mark
             last_id = max(newest or 0, await get_last_id(theirs, table))
             await set_table_last_id(ours, table, last_id)
     if await count_and_sum(read_table(table, destination), count) != (count, summed):
-        raise Stop(f"The two differ: {table.name} has changed. Stop the apps.")
+        await say_why(destination, mark, f"{table.name} has changed")
     return f"{count:,} rows of {table.name} copied.\n"
 
 

@@ -1,8 +1,9 @@
-"""The edge of the app: which requests are let in, and how they are answered.
+"""The edge of the app: which requests are admitted, and how they are answered.
 
-The only door of the package. Tested in ``tests/test_auth.py`` and ``tests/test_hostile.py``:
+The only door of the package. ``tests/test_auth.py``, ``test_hostile.py`` and ``test_contract.py``
+have its tests:
 
-- Without tokens, only this machine is served; with tokens, every path needs one that isn't open.
+- Without tokens, only this machine is served; with tokens, every path that isn't open needs one.
 - What pages of other sites send is rejected. Each response has the headers of its path.
 - A caller has a bounded number of requests under way, of bounded size, for a bounded time.
 - A client gets to read why it was rejected, also while it is still sending.

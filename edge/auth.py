@@ -1,8 +1,9 @@
 """Access by token or from this machine only, fair shares, and the log of changes.
 
 Without tokens Roster serves its own machine only (local mode). With tokens, every path that isn't
-in ``OPEN`` needs one (RFC 6750), unknown paths too. There are no cookies, which a browser would
-send along with another site's request; what pages of other sites write is rejected all the same.
+in ``headers.OPEN`` needs one (RFC 6750), unknown paths too. There are no cookies, which a browser
+would send along with another site's request; what pages of other sites write is rejected all the
+same.
 """
 
 import asyncio
@@ -166,8 +167,8 @@ async def throw_away(receive: Receive) -> None:
 class Access:
     """ASGI middleware: admits or rejects a request, logs changes and failures.
 
-    Every response has the headers of its path (``BY_PATH``), and an id: never a client's, which
-    could give one to many requests.
+    Every response has the headers of its path (``headers.BY_PATH``), and an id: never a client's,
+    which could give one to many requests.
     """
 
     def __init__(self, app: ASGIApp, callers: Callable[[], Callers] = get_callers) -> None:
@@ -264,9 +265,9 @@ class Access:
             self.under_way[caller.name] -= 1
             method, reason = scope.get("method", "WebSocket"), state["reason"]
             bad = reason or status >= 500 or status == 429
-            # In an outage, drivers report one fault in several ways.
-            kind = status, caller.name, reason.partition(" (")[0]
             if bad or method not in SAFE or caller is UNKNOWN:
+                # A fault reads "KIND (code), place". In one outage, its codes vary.
+                kind = status, caller.name, reason.partition(" (")[0]
                 logger.log(
                     logging.ERROR if status == BUG[0] else logging.WARNING if bad else logging.INFO,
                     "%s %s %s by %s, request %s%s",

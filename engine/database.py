@@ -71,7 +71,7 @@ class Database:
         return (await execute(self.writer.sync_engine, self.insert_directly, statement, row))[0][0]
 
     async def start(self, make_tables: Callable[[Connection], None]) -> None:
-        """Make tables, in a transaction; again, if another process was faster."""
+        """Make tables in a transaction; retry if another process was faster."""
         for more_tries in reversed(range(20)):
             try:
                 async with self.writer.begin() as connection:

@@ -6,8 +6,10 @@ one that asked for it. ``make faults`` forks none.
 """
 
 import ctypes
+import inspect
 import json
 import os
+import re
 import runpy
 import signal
 import socket
@@ -17,7 +19,6 @@ import threading
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,14 @@ LIBRARIES = (
     "uvicorn.protocols.http.httptools_impl",
 )
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux' prctl(2)
-forks: list[subprocess.Popen[bytes]] = []
+# Kept, because Popen warns when it forgets a process that runs.
+forking: list[subprocess.Popen[bytes]] = []
 one_at_a_time = threading.Lock()
+PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+# The options of Popen with which a command can be forked.
+USUAL: dict[str, Any] = {"executable": None, "shell": False, "preexec_fn": None, "close_fds": True}
+USUAL |= {"pass_fds": (), "gid": None, "gids": None, "uid": None, "umask": -1}
+USUAL |= {"start_new_session": False, "process_group": -1}
 
 
 class Popen(subprocess.Popen[Any]):
@@ -50,39 +57,37 @@ class Popen(subprocess.Popen[Any]):
 
     server: socket.socket | None = None  # on which the process that forks takes requests
 
-    def _execute_child(self, args: Any, executable: Any, *options: Any) -> None:
-        preexec, _, pass_fds, cwd, env, _, _, shell, *pipes = options
-        command = [*map(str, args)]
+    def _execute_child(self, *values: Any) -> None:
+        names = inspect.signature(subprocess.Popen._execute_child).parameters  # type: ignore[attr-defined]  # not in typeshed
+        given = dict(zip(names, (self, *values), strict=True))
+        command = [*map(str, given["args"])]
         strict = command[1:3] == ["-W", "error"]
         program = command[3 if strict else 1 :]
-        ours = command[0] == sys.executable and (program[0] == "-m" or program[0].endswith(".py"))
-        fds, new_session = pipes[:6], pipes[-2]
-        special = shell or preexec or pass_fds or new_session or "FAULTS" in os.environ
-        if not ours or special or sys.platform != "linux":
-            super()._execute_child(args, executable, *options)  # type: ignore[misc]  # not in typeshed
+        ours = command[0] == sys.executable and re.fullmatch(r"-m|.*\.py", [*program, ""][0])
+        usual = all(given[name] == value for name, value in USUAL.items())
+        if not (ours and usual) or sys.platform != "linux" or "FAULTS" in os.environ:
+            super()._execute_child(*values)  # type: ignore[misc]  # not in typeshed
             return
-        umask = os.umask(0)  # there is no other way to ask for it
         request = {
             "strict": strict,
             "program": program,
-            "folder": str(cwd or Path.cwd()),
-            "environment": {**(os.environ if env is None else env)},
-            "umask": umask,
+            "folder": str(given["cwd"] or Path.cwd()),
+            "environment": {**(os.environ if given["env"] is None else given["env"])},
+            "umask": re.findall(r"Umask:\s*(\d+)", Path("/proc/self/status").read_text())[0],
         }
-        os.umask(umask)
-        sent = [fds[0], fds[3], fds[5]]
-        sent = [standard if fd == -1 else fd for standard, fd in enumerate(sent)]
+        fds = [given["p2cread"], given["c2pwrite"], given["errwrite"]]
+        fds = [standard if fd == -1 else fd for standard, fd in enumerate(fds)]
         prctl = ctypes.CDLL(None).prctl
         try:
             with one_at_a_time:
                 server = Popen.server = Popen.server or serve()
                 # The program's parent ends at once, and this process takes its place.
                 prctl(SUBREAPER, 1, 0, 0, 0)
-                socket.send_fds(server, [json.dumps(request).encode()], sent)
+                socket.send_fds(server, [json.dumps(request).encode()], fds)
                 self.pid = int(server.recv(100))
                 prctl(SUBREAPER, 0, 0, 0, 0)
         finally:
-            self._close_pipe_fds(*fds)  # type: ignore[attr-defined]  # not in typeshed
+            self._close_pipe_fds(*map(given.get, PIPES))  # type: ignore[attr-defined]  # not in typeshed
         self._child_created = True
 
 
@@ -106,7 +111,8 @@ def serve() -> socket.socket:
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, __file__, str(theirs.fileno())]
     with theirs:
-        forks.append(subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=-3, env=env))
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "env": env}
+        forking.append(subprocess.Popen(command, pass_fds=[theirs.fileno()], **options))
     return ours
 
 
@@ -127,23 +133,24 @@ def wait_for_request(control: socket.socket) -> tuple[dict[str, Any], list[int]]
             control.close()
             return json.loads(message), fds
         os.waitpid(parent, 0)
+        os.close(write)
         control.send(os.read(read, 100))
-        for fd in (read, write, *fds):
+        for fd in (read, *fds):
             os.close(fd)
 
 
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in LIBRARIES:
-        with suppress(ImportError):
+    with warnings.catch_warnings(action="error"):
+        for name in LIBRARIES:
             import_module(name)
     request, fds = wait_for_request(control)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for standard, fd in enumerate(fds):
         os.dup2(fd, standard)
         os.close(fd)
-    os.umask(request["umask"])
+    os.umask(int(request["umask"], 8))
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])

@@ -1,7 +1,8 @@
 """Checks that imports go down only, by import-linter with the layers in ``pyproject.toml``.
 
-import-linter looks at packages, and Roster's modules are flat. So it is given a copy of them as a
-package ``roster``, in which ``from db import ...`` is ``from roster.db import ...``.
+import-linter looks at packages, and Roster's modules are in no package of their own. So it is given
+a copy of them as a package ``roster``, in which ``from db import ...`` is ``from roster.db import
+...``.
 """
 
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("commands", "edge", "engine")
+PACKAGES = [init.parent.name for init in ROOT.glob("*/__init__.py")]
 
 
 def check(root: Path) -> int:

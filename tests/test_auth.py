@@ -36,6 +36,7 @@ from edge.headers import DOCS_FILES, PAGE_FILES
 from edge.headers import OPEN as OPEN_PATHS
 from engine import SettingsError
 from errors import answer
+from store import Fault, Kind, logger
 
 WRITE, READ, EVE = (f"{letter}-0123456789abcdefghijkl" for letter in "wre")
 
@@ -460,19 +461,20 @@ def test_each_kind_of_line_is_limited_by_a_clock_that_is_not_set_back(
 
 
 def test_one_fault_is_one_kind_of_line_whatever_the_driver_calls_it(
-    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    faults = ["UNREACHABLE (timeout), here", "UNREACHABLE (refused), here", "BUSY (1213), here"]
-    reasons = iter(faults)
+    known = ((Kind.UNREACHABLE, "refused"), (Kind.UNREACHABLE, "timeout"), (Kind.BUSY, "1213"))
+    reasons = iter([str(Fault(kind, code, "here")) for kind, code in known])
+    kinds = []
+    monkeypatch.setattr(logger, "log", lambda *_, extra: kinds.append(extra["kind"]))
 
     async def fail(scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"]["reason"] = next(reasons)
         await answer(503, "")(scope, receive, send)
 
     client = TestClient(auth.Access(fail, dict), "http://localhost", client=("127.0.0.1", 1))
-    assert [client.get("/users/").status_code for _ in faults] == [503, 503, 503]
-    one, other, busy = (vars(record)["kind"] for record in caplog.records)
-    assert one == other != busy
+    assert [client.get("/users/").status_code for _ in known] == [503, 503, 503]
+    assert kinds[0] == kinds[1] != kinds[2]
 
 
 def request_id(response: httpx.Response) -> str:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,9 @@ from test_contract import add
 from test_start import only_line, relay, start_and_fail
 from test_web_import import CASES, EXPECTED
 
+from commands import copying
 from commands.backup import backup
+from commands.copying import count_and_digest
 from commands.importing import open_file, read_rows
 from commands.terminal import Stop
 from db import open_backend
@@ -41,7 +43,7 @@ from export import plain_cell, to_csv
 from lifespan import open_store
 from models import UserCreate
 from paging import UserQuery
-from store import Fault
+from store import UNFINISHED, Fault
 
 Row = tuple[Any, ...]
 Result = subprocess.CompletedProcess[str]
@@ -437,6 +439,24 @@ def test_copy_that_is_held_up_while_another_one_runs_writes_nothing_more(
         assert cli("copy", url, f"sqlite:///{back}").returncode == 0
     assert rows(back)[:-1] == rows(source)
     assert rows(back)[-1][:2] == (1203, "New")
+
+
+@pytest.mark.parametrize("database", quick_on(BACKENDS, "sqlite"), indirect=True)
+def test_copy_that_is_overtaken_before_the_comparison_says_so(
+    database: Database, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def take_over(pages: AsyncIterator[Sequence[Any]], total: int) -> tuple[int, str]:
+        compared = await count_and_digest(pages, total)
+        backend = open_backend(url)
+        async with open_store(backend) as store:
+            await store.set_last_id(UNFINISHED + 1, await store.last_id())
+        await backend.stop()
+        return 0, compared[1]
+
+    ways = iter([count_and_digest, take_over])
+    monkeypatch.setattr(copying, "count_and_digest", lambda *given: next(ways)(*given))
+    with database.new() as url, pytest.raises(Stop, match="Another copy, or an app, has changed"):
+        asyncio.run(copying.copy(f"sqlite:///{source}", url))
 
 
 @full

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, full
 from databases import Database as Backend
-from sqlalchemy import String, func, insert, select, text, union_all
+from sqlalchemy import Connection, String, func, insert, inspect, select, text, union_all
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import registry
@@ -87,6 +87,25 @@ def test_url_without_a_host_takes_the_usual_one(monkeypatch: pytest.MonkeyPatch)
         await database.stop()
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mysql"], indirect=True)
+def test_start_retries_if_another_process_was_faster(database: Backend) -> None:
+    def make(connection: Connection) -> None:
+        tries.append(1)
+        if not inspect(connection).has_table("rival") or len(tries) == 2:
+            connection.execute(text("CREATE TABLE rival (id INTEGER)"))
+
+    async def test() -> None:
+        engine = Database(url)
+        await engine.start(make)
+        await engine.start(make)  # which makes it again, as if it had not been there a moment ago
+        await engine.stop()
+
+    tries = list[int]()
+    with database.new() as url:
+        asyncio.run(test())
+    assert len(tries) == 3
 
 
 @on_each

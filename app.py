@@ -8,7 +8,7 @@ from fastapi_offline import FastAPIOffline
 import edge
 from db import StoreDep
 from edge import IfMatch, Route, each
-from errors import (  # the other responses, as OpenAPI describes them
+from errors import (  # the other responses for OpenAPI; SEND: of a WRITE that has a body
     HANDLERS,
     LIVE,
     NOT_FOUND,
@@ -27,7 +27,7 @@ from models import FIELDS, BulkOfRows, BulkResult, UserCreate, UserPage, UserRea
 from paging import UserQuery
 from store import read_page
 
-app = FastAPIOffline(  # FastAPI, but /docs needs no other site
+app = FastAPIOffline(  # FastAPI, except that /docs loads nothing from other sites
     title="Roster",
     summary="A small user directory on the database of your choice.",
     description="[The page](./) is for people. To read the code, begin with `docs/tour.md`.",
@@ -35,17 +35,17 @@ app = FastAPIOffline(  # FastAPI, but /docs needs no other site
     lifespan=lifespan,
     exception_handlers=HANDLERS,
     redoc_url=None,
-    telemetry=telemetry(),
+    telemetry=telemetry(),  # OpenTelemetry, if an OTEL_ variable is set
     generate_unique_id_function=lambda route: route.name,  # operations are named like handlers
 )
-app.router.route_class = Route  # sends rows unvalidated, sets ETag, answers 304, sets limits
-edge.install(app)
+app.router.route_class = Route  # sends rows unvalidated, sets ETag, answers 304, limits requests
+edge.install(app)  # middleware: access, security headers, the log of changes
 app.frontend("/", directory=edge.WEB, fallback=None)  # serve unmatched paths from web/
 
 
 @app.post("/users/", tags=["users"], status_code=status.HTTP_201_CREATED, responses=SEND | TAKEN)
 async def create_user(user: UserCreate, store: StoreDep, response: Response) -> UserRead:
-    """Add a user. The response has its path in `Location` and its version in `ETag`."""
+    """Add a user. `Location` is its path, `ETag` its version."""
     created = await store.add(user)
     response.headers["Location"] = f"/users/{created.id}"
     return created
@@ -55,7 +55,7 @@ async def create_user(user: UserCreate, store: StoreDep, response: Response) -> 
     "/users/bulk", tags=["users"], status_code=status.HTTP_201_CREATED, responses=SEND | TAKEN
 )
 async def create_users(
-    users: Annotated[list[UserCreate], each(UserCreate)],
+    users: Annotated[list[UserCreate], each(UserCreate)],  # validated bit by bit: others go on
     store: StoreDep,
     on_conflict: Annotated[Literal["fail", "skip"], Query()] = "fail",
 ) -> BulkResult:
@@ -67,8 +67,8 @@ async def create_users(
 async def read_users(query: Annotated[UserQuery, Query()], store: StoreDep) -> UserPage:
     """List users, page by page: send `next` as `cursor` until it is null.
 
-    A user that exists from the first page to the last appears exactly once. When sorted by name, a
-    user that is renamed between two pages moves in the list.
+    A user that exists from the first page to the last appears exactly once. Only if the list is
+    sorted by name, and the user is renamed between two pages, it may appear twice or not at all.
     """
     return await read_page(store, query)
 
@@ -78,6 +78,7 @@ async def export_users(
     request: Request, store: StreamStoreDep, format: Format = "jsonl", q: Words = ""
 ) -> WholeResponse:
     """Download every user, or those that `q` finds, sorted by id."""
+    # It states its length, so a client knows whether it got all of it.
     return WholeResponse(request, read_pages(store, q), FIELDS, "users", format)
 
 
@@ -89,7 +90,10 @@ async def read_user(user_id: UserId, store: StoreDep) -> UserRead:
 
 @app.patch("/users/{user_id}", tags=["users"], responses=SEND | NOT_FOUND | TAKEN | STALE)
 async def update_user(
-    user_id: UserId, update: UserUpdate, store: StoreDep, if_match: IfMatch
+    user_id: UserId,
+    update: UserUpdate,
+    store: StoreDep,
+    if_match: IfMatch,  # the versions that the header names; None: any
 ) -> UserRead:
     """Change the fields that are sent. With `If-Match`, only if the user still has that version."""
     return await store.change(user_id, update, if_match)

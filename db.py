@@ -10,13 +10,13 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine import SQL_SCHEMES, Database, Session, SettingsError
+from engine import SQL_SCHEMES, Database, Session, SettingsError  # this Session is asynchronous
 from store import Backend, UserStore
 from store_sql import SQLUserStore
 
 
 class Settings(BaseSettings):
-    """What the environment says, or a file ``.env`` in the current folder."""
+    """Settings from environment variables, or else from a file ``.env`` in the current folder."""
 
     model_config = SettingsConfigDict(env_file=".env", extra="ignore")
 
@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     read_database_url: SecretStr = SecretStr("")
     pool_size: int = Field(default=15, ge=2, le=1000)
     requests_per_caller: int = Field(default=20, ge=1)  # at the same time
-    api_tokens: SecretStr = SecretStr("")
+    api_tokens: SecretStr = SecretStr("")  # name:token, separated by commas; none: local access
     api_read_tokens: SecretStr = SecretStr("")
 
 
@@ -79,7 +79,7 @@ def open_session(read_only: bool = False) -> AsyncSession:
 
 
 async def get_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
-    """Yield the session of a request: for reading if it is a GET or a HEAD, else for changes."""
+    """Yield a session: for reading in a GET or a HEAD; for changes in others, and in WebSockets."""
     async with open_session(connection.scope.get("method") in ("GET", "HEAD")) as session:
         yield session
 
@@ -92,7 +92,7 @@ StreamSessionDep = Annotated[AsyncSession, Depends(get_session)]  # ends when al
 
 async def get_store(session: SessionDep) -> UserStore:
     """Return the store of users: on SQL, one that uses the session; else the backend itself."""
-    if isinstance(session, Session) and session.database is None:  # MongoDB or Redis
+    if isinstance(session, Session) and session.database is None:  # a test's may be another
         return cast(UserStore, get_backend())
     return SQLUserStore(session)
 

@@ -44,14 +44,19 @@ def sql_fault(error: SQLAlchemyError, place: str = "SQL") -> Fault | None:
     return find_fault(codes(error), KINDS, place)
 
 
-def is_conflict(error: IntegrityError) -> bool:
-    """Return whether a unique constraint rejected it, rather than a foreign key or another one."""
+def is_unique(error: IntegrityError) -> bool:
+    """Return whether a unique constraint rejected a row, rather than a foreign key, for example."""
     return not UNIQUE.isdisjoint(codes(error))
 
 
-def email_taken(error: IntegrityError) -> Exception:
+def is_taken(error: IntegrityError) -> bool:
+    """Return whether the address is taken: each driver's message names the constraint."""
+    return is_unique(error) and "email_key" in str(error.orig)
+
+
+def to_conflict(error: IntegrityError) -> Exception:
     """Return what the rejection of a row means: EmailTaken, or else the same error."""
-    return EmailTaken([("body", "email")]) if is_conflict(error) else error
+    return EmailTaken([("body", "email")]) if is_taken(error) else error
 
 
 P = ParamSpec("P")

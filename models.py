@@ -13,12 +13,12 @@ from pydantic import MISSING
 from sqlalchemy import Index, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
-from fields import EMAIL_MAX, NAME_MAX, Email, Name, UserId, fold_all, fold_email
+from fields import EMAIL_MAX, NAME_MAX, Email, Name, UserId, fold, fold_all, fold_email
 from rows import TABLE, RowId, Versioned, fields_of, key_of, partial, unvalidated
 
 
 class UserBase(SQLModel):
-    """The fields that a client sends: ``Name`` checks the value, ``max_length`` is the column's."""
+    """What a client sends: ``Name`` checks the value, and ``max_length`` sizes the column."""
 
     name: Name = Field(max_length=NAME_MAX)
     email: Email = Field(max_length=EMAIL_MAX)
@@ -27,9 +27,9 @@ class UserBase(SQLModel):
 class User(Versioned, UserBase, table=True):
     """The table. ``Versioned`` adds ``created_at``, ``updated_at`` and ``version``.
 
-    The database compares, sorts and searches by the keys, which clients never see. Each write
-    computes them from their fields again. Two addresses that differ only in case have one
-    ``email_key``. A search looks for its words in ``search_key``.
+    Its keys are copies of fields, folded: without case, for example. The database compares, sorts
+    and searches by them, and clients never see them. Every write computes them again. Addresses
+    that differ only in case share an ``email_key``. A search looks for its words in ``search_key``.
     """
 
     __tablename__ = "users"
@@ -39,9 +39,9 @@ class User(Versioned, UserBase, table=True):
         TABLE,  # options of SQLite and MySQL
     )
 
-    # No "| None", since every row that was read has an id: the database gives it.
+    # No "| None", since every stored row has an id, which the database assigns. RowId has 64 bits.
     id: int = Field(default=None, primary_key=True, sa_type=RowId)
-    name_key: str = key_of("name")
+    name_key: str = key_of("name", by=fold)
     email_key: str = key_of("email", by=fold_email)
     # server_default: older rows have it until the migration fills the column.
     search_key: str = key_of("name", "email", by=fold_all, server_default=text("''"))
@@ -56,10 +56,11 @@ class UserCreate(UserBase):
     }
 
 
-@partial
+@partial  # each field may be absent, but not null
 class UserUpdate(UserCreate):
     """What a client sends to change a user. A field that it omits keeps its value."""
 
+    # Merged with UserCreate's: other fields stay forbidden.
     model_config = {"json_schema_extra": {"examples": [{"name": "Rear Admiral Hopper"}]}}
 
 
@@ -77,7 +78,7 @@ class UserPage(SQLModel):
 
     items: list[UserRead]
     next: str | None = Field(description="The cursor of the next page; null on the last.")
-    # MISSING (pydantic's) is left out of the JSON.
+    # MISSING (pydantic's) is a type and its only value, which the JSON leaves out.
     total: int | MISSING = Field(default=MISSING, description="How many users match, if asked for.")
 
 
@@ -88,8 +89,8 @@ class BulkResult(SQLModel):
     skipped: list[str]
 
 
-# What stores return as UserRead, UserPage and BulkResult: classes with the same fields, but not
-# validated again, because every row was validated before it was stored.
+# Stores return these as UserRead, UserPage and BulkResult: the same fields, but not validated
+# again, because every row was validated before it was stored.
 FIELDS = fields_of(UserRead)  # their names, in the order in which UserRow takes its values
 UserRow = unvalidated(UserRead)
 PageOfRows = unvalidated(UserPage)

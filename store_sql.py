@@ -7,7 +7,6 @@ commits before it returns, so ``retry_if_busy`` can repeat it after a deadlock.
 
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
-from itertools import starmap
 from operator import ge, gt, le, lt
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from engine import contains, fetch, insert_row
-from faults_sql import email_taken, is_conflict, retry_if_busy
+from faults_sql import is_taken, is_unique, retry_if_busy, to_conflict
 from fields import KEY_MAX, fold, fold_email
 from models import FIELDS, User, UserCreate, UserRead, UserRow, UserUpdate
 from paging import UserQuery
@@ -25,10 +24,10 @@ from rows import Model, new_row, noun
 from schema import get_last_id, set_last_id
 from store import EmailTaken, NotFound, StaleVersion, new_rows
 
-# SQLAlchemy builds these statements once, and calls only fill in their parameters. That is faster
-# than objects of User, which change() and remove() load.
+# SQLAlchemy builds these statements once, and calls only fill in their parameters. Loading objects
+# of User takes longer: only change() and remove() do.
 USERS = SQLModel.metadata.tables["users"]
-row_id, name_key, email_key = USERS.c.id, USERS.c.name_key, USERS.c.email_key
+row_id, name_key, email_key = USERS.c.id, USERS.c.name_key, USERS.c.email_key  # c: its columns
 # Fetch what a client sees, and nothing else. "expanding" lets a parameter take a list.
 SELECT = select(*(USERS.c[field] for field in FIELDS))
 SELECT_ONE = SELECT.where(row_id == bindparam("id"))
@@ -49,9 +48,9 @@ class SQLUserStore:
         """Insert a row; the unique constraint says whether the address is free."""
         row = new_row(User, new.model_dump())
         try:
-            row["id"] = await insert_row(self.session, INSERT, row)
+            row["id"] = await insert_row(self.session, INSERT, row)  # and commit
         except IntegrityError as error:
-            raise email_taken(error) from None
+            raise to_conflict(error) from None
         return to_user(row)
 
     @retry_if_busy
@@ -69,14 +68,15 @@ class SQLUserStore:
                 raise EmailTaken([("body", i, "email") for i in sorted(taken)])
             rows = [row for i, row in enumerate(new_users) if i not in taken]
             try:
-                async with self.session.begin_nested():
+                async with self.session.begin_nested():  # a savepoint: an error undoes only this
                     if rows:
                         # A test's session may be SQLAlchemy's, which has no exec().
                         await (await self.session.connection()).execute(INSERT, rows)
             except IntegrityError as error:
-                if not is_conflict(error):
+                found = {first[key] for key in await self.find_ids(first)}
+                if not is_taken(error) or found <= taken:
                     raise
-                taken |= {first[key] for key in await self.find_ids(first)}
+                taken |= found  # one more each time, so the loop ends
             else:
                 ids = await self.find_ids(row["email_key"] for row in rows)
                 await self.session.commit()
@@ -104,13 +104,13 @@ class SQLUserStore:
         an index through the whole table would fetch its rows one by one.
         """
         values = parameters(query) | {"limit": limit}
-        if query.words and (query.by_name or not query.name):  # else no index has the order
+        if query.words and (query.by_name or not query.name):  # by id, a prefix has no index
             rows = await fetch(self.session, select_page(*shape(query), near=True), values)
             if len(rows) == limit:
-                return [*starmap(UserRow, rows)]
+                return [UserRow(*row) for row in rows]
         statement = select_page(*shape(query))
         rows = await fetch(self.session, statement, values, expensive=query.expensive)
-        return [*starmap(UserRow, rows)]
+        return [UserRow(*row) for row in rows]
 
     @retry_if_busy
     async def count(self, query: UserQuery) -> int:
@@ -131,12 +131,12 @@ class SQLUserStore:
             changed = to_user(user.model_dump())
             await self.session.commit()
         except IntegrityError as error:
-            raise email_taken(error) from None
+            raise to_conflict(error) from None
         return changed
 
     @retry_if_busy
     async def remove(self, user_id: int, if_match: Collection[int] | None) -> None:
-        """Lock the row, compare the version, delete."""
+        """Lock the row, compare the version, delete. A row that refers to it is a conflict."""
         await self.session.delete(await get_for_update(self.session, User, user_id, if_match))
         await self.session.commit()
 
@@ -157,11 +157,11 @@ class SQLUserStore:
                 await self.session.exec(INSERT, params=rows)
             await self.session.commit()
         except IntegrityError as error:
-            raise (EmailTaken([]) if is_conflict(error) else error) from None
+            raise (EmailTaken([]) if is_unique(error) else error) from None
 
     @retry_if_busy
     async def last_id(self) -> int:
-        """Ask for the counter, which each database keeps in a place of its own."""
+        """Ask for the counter of ids, which each database keeps in its own way."""
         return await get_last_id(self.session, USERS)
 
     @retry_if_busy
@@ -170,7 +170,7 @@ class SQLUserStore:
         await set_last_id(self.session, USERS, last_id)
 
     async def hold(self, last_id: int) -> None:
-        """Lock the counter until the transaction ends. Raises StaleVersion."""
+        """Lock the counter until the transaction ends. Raises StaleVersion if it has another id."""
         if await get_last_id(self.session, USERS, lock=True) != last_id:
             raise StaleVersion("counter")
 
@@ -237,8 +237,8 @@ def conditions(prefix: bool, email: bool) -> list[ColumnElement[bool]]:
     found: list[ColumnElement[bool]] = []
     if prefix:
         # Every key that begins with the prefix is in this range, and an index can follow it. MySQL
-        # compares as if both were padded, and so finds "ada" in the range of "ada ", too. (LIKE
-        # would not do: with an index, MariaDB's LIKE 'ada%' does not find "ada😀".)
+        # compares as if spaces followed, so the range of "ada " has "ada", too. (LIKE would not do:
+        # with an index, MariaDB's LIKE 'ada%' does not find "ada😀".)
         found.append(name_key.between(bindparam("prefix"), bindparam("prefix_end")))
         found.append(func.char_length(name_key) >= bindparam("prefix_length"))
     if email:
@@ -246,9 +246,9 @@ def conditions(prefix: bool, email: bool) -> list[ColumnElement[bool]]:
     return found
 
 
-def has_words(count: int, table: Any = USERS.c) -> list[ColumnElement[bool]]:
-    """Return the conditions for the words of a search."""
-    return [contains(table.search_key, f"word{i}") for i in range(count)]
+def has_words(count: int, columns: Any = USERS.c) -> list[ColumnElement[bool]]:
+    """Return the conditions for the words of a search: parameters ``word0``, ``word1``, ..."""
+    return [contains(columns.search_key, f"word{i}") for i in range(count)]
 
 
 def shape(query: UserQuery) -> tuple[str, bool, bool, bool, int]:
@@ -261,7 +261,7 @@ def parameters(query: UserQuery) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if query.name:
         prefix = fold(query.name)
-        end = prefix.ljust(KEY_MAX, "\U0010ffff")
+        end = prefix.ljust(KEY_MAX, "\U0010ffff")  # filled up with the last code point
         values |= {"prefix": prefix, "prefix_end": end, "prefix_length": len(prefix)}
     if query.email:
         values["email_key"] = fold_email(query.email)

@@ -1,11 +1,16 @@
 """Where an error comes from: a database's is a Fault, a handler's own is a bug."""
 
+import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 from conftest import NO_TLS, Server, serve, wait_until
 from databases import Database
+from sqlalchemy import text
+
+from engine import Database as SQLDatabase
 
 # The keys of tests/own_app.py. An import would add its handlers to the app of all tests here.
 OWN = ("file", "mail", "mail server", "page", "refused", "overflow", "unicode", "value")
@@ -92,3 +97,33 @@ def test_path_that_a_router_has_literally_is_its_own(http: httpx.Client) -> None
     refused = http.delete("/users/me")
     assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, HEAD, POST")
     assert (http.get("/users/you").status_code, http.get("/users/bulk").status_code) == (422, 405)
+
+
+@on_sql
+def test_another_unique_column_is_not_the_address(database: Database, tmp_path: Path) -> None:
+    """And a bulk ends, with no address to leave out."""
+
+    async def make_unique(url: str) -> None:
+        own = SQLDatabase(url)
+        async with own.writer.begin() as connection:
+            await connection.execute(text("CREATE UNIQUE INDEX one_name ON users (name)"))
+        await own.stop()
+
+    taken = {"name": "Ada", "email": "other@example.com"}
+    with database.new() as url, serve(url, tmp_path) as server:
+        asyncio.run(make_unique(url))
+        with httpx.Client(base_url=server.url, timeout=30, verify=NO_TLS) as client:
+            for name in ("Ada", "Bo"):
+                new = {"name": name, "email": f"{name}@example.com"}
+                assert client.post("/users/", json=new).status_code == 201
+            for response in (
+                client.post("/users/", json=taken),
+                client.patch("/users/2", json={"name": "Ada"}),
+                client.post("/users/bulk", json=[taken]),
+                client.post("/users/bulk?on_conflict=skip", json=[taken]),
+            ):
+                (problem,) = response.json()["detail"]
+                assert (response.status_code, problem["loc"]) == (409, ["body"])
+            new = {"name": "Cy", "email": "ADA@example.com"}
+            (problem,) = client.post("/users/", json=new).json()["detail"]
+            assert problem["loc"] == ["body", "email"]

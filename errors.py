@@ -1,8 +1,7 @@
 """What went wrong, as the HTTP response to it.
 
-Every response has FastAPI's own shape, ``{"detail": ...}``: a sentence, or, for fields that a
-client got wrong (409, 422), a list that says which and why. None contains a driver's text, SQL, or
-what the client sent.
+Every response has FastAPI's own shape, ``{"detail": ...}``: a sentence, or a list of the fields
+that a client got wrong (409, 422). None contains a driver's text, SQL, or what the client sent.
 """
 
 from collections.abc import Callable

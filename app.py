@@ -55,7 +55,7 @@ async def create_user(user: UserCreate, store: StoreDep, response: Response) -> 
     "/users/bulk", tags=["users"], status_code=status.HTTP_201_CREATED, responses=SEND | TAKEN
 )
 async def create_users(
-    users: Annotated[list[UserCreate], each(UserCreate)],  # validated bit by bit: others go on
+    users: Annotated[list[UserCreate], each(UserCreate)],  # checked in slices, so others are served
     store: StoreDep,
     on_conflict: Annotated[Literal["fail", "skip"], Query()] = "fail",
 ) -> BulkResult:

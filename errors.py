@@ -29,10 +29,10 @@ FAULTS = {
     Kind.UNREACHABLE: (503, "The database is unreachable. Retry."),
     Kind.TOO_SLOW: (503, "The database took too long. Retry."),
     Kind.READ_ONLY: (503, "The database takes no changes now. Retry."),
-    Kind.NO_TRANSACTIONS: (503, "This MongoDB has no transactions: it takes single users only."),
-    Kind.REFUSED: (503, "The database rejects Roster's login. Its operator has to look."),
-    Kind.CORRUPT: (503, "The database's file is corrupt. Its operator has to look."),
-    Kind.FULL: (507, "The database is full."),
+    Kind.NO_TRANSACTIONS: (503, "This database has no transactions: send single users only."),
+    Kind.REFUSED: (503, "The database rejects Roster's login. Ask its operator."),
+    Kind.CORRUPT: (503, "The database's file is corrupt. Ask its operator."),
+    Kind.FULL: (507, "The database is full. Ask its operator to make room."),
 }
 BUG = 500, "Internal Server Error"
 LATER = {"Retry-After": "1"}  # seconds

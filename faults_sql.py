@@ -1,4 +1,4 @@
-"""What SQL databases can fail in: their codes as kinds of ``Fault``, and verbs that retry."""
+"""The codes of SQL databases, as kinds of ``Fault``; and verbs that retry."""
 
 import asyncio
 import time
@@ -11,8 +11,8 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from engine import Session, codes, place_of
 from store import EmailTaken, Fault, Kind, by_code, find_fault
 
-# PostgreSQL's SQLSTATE or its class (the first two characters), MySQL's number, SQLite's name or
-# the beginning of it, or the name of a class of exceptions.
+# Each code is one of these: PostgreSQL's SQLSTATE or its class (two characters), MySQL's number,
+# SQLite's name or its beginning, or the name of a class of exceptions.
 KINDS = by_code(
     {
         Kind.CONFLICT: "23505 23503 1062 1451 1452"

@@ -70,7 +70,7 @@ def fold_email(email: str) -> str:
 
 # As people type letters that have no accent to leave out, and typographic punctuation.
 TYPED = str.maketrans(
-    dict(zip("łøđðıħŧŋə‘’ʻʼ‐‒–—−", "loddihtne" + 4 * "'" + 5 * "-", strict=True))  # noqa: RUF001  # meant
+    dict(zip("łøđðıħŧŋə‘’ʻʼ‐‒–—−", "loddihtne" + 4 * "'" + 5 * "-", strict=True))  # noqa: RUF001 (meant)
     | {"æ": "ae", "œ": "oe", "þ": "th"}
 )
 

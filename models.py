@@ -1,7 +1,7 @@
 """Roster's data: the table, and what goes in and out of the API.
 
-It has the shape of the SQLModel tutorial: a base class declares each field once, and the table and
-the classes for requests and responses add what only they have. A table model does not validate
+It has the shape of the SQLModel tutorial. A base class declares each field once; the table and the
+classes for requests and responses add what only they have. A table model does not validate
 (https://sqlmodel.tiangolo.com/tutorial/fastapi/multiple-models/), so values from outside go through
 ``UserCreate`` or ``UserUpdate`` first. ``fields.py`` has the rules of ``Name`` and ``Email``,
 and ``rows.py`` defines the other names that are not SQLModel's.

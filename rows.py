@@ -120,8 +120,8 @@ def key_of(*fields: str, by: Callable[..., str] = fold, **options: Any) -> Any:
 class Versioned(SQLModel):
     """The times and the version of a row.
 
-    Every UPDATE and DELETE of an object ends in "AND version = ..." and an UPDATE adds one, so that
-    of two transactions that change the same version, one fails instead of undoing the other's work.
+    Every UPDATE and DELETE of an object ends in "AND version = ...", and an UPDATE adds one. So if
+    two transactions change the same version, one fails instead of undoing the other's work.
     """
 
     @declared_attr.directive

@@ -64,7 +64,7 @@ class CorruptUser(Exception):
 
 
 class Kind(Enum):
-    """What a database can fail in."""
+    """The kinds of a database's failure."""
 
     CONFLICT = auto()
     BAD_VALUE = auto()
@@ -79,7 +79,7 @@ class Kind(Enum):
 
 
 class Fault(Exception):
-    """The database at a place failed. ``code`` is its own name for the error, or its driver's."""
+    """The database at this place failed. ``code`` is the database's, or its driver's."""
 
     def __init__(self, kind: Kind, code: str, place: str) -> None:
         super().__init__(f"{kind.name} ({code}), {place}")

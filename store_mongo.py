@@ -1,8 +1,8 @@
 """MongoDB: PyMongo's own async client, one document for each user.
 
-``users`` holds documents with the columns of ``models.User``, their id as ``_id`` and the lines of
-``search_key`` as a list, and ``counters`` the last id that was given. The unique index on
-``email_key`` and the version in the filter of every change are the truth: each verb is one atomic
+``users`` holds documents with the columns of ``models.User``. The id is ``_id``, and ``search_key``
+is the list of its lines. ``counters`` holds the last id that was given. The unique index on
+``email_key`` and the version in the filter of every change are the truth. Each verb is one atomic
 operation on one document. Only a list of users takes a transaction, which a standalone server does
 not have.
 """

@@ -15,8 +15,8 @@
     A string: the search keys of these users, at most a hundred. A search makes it, because looking
     into one text takes a tenth of the time; a change deletes it.
 
-Ids in keys and members have 19 digits, and all scores are 0: Redis sorts such members by their
-bytes, which is the order of code points, and finds a position or a prefix in a million of them as
+Ids in keys and members have 19 digits, and all scores are 0. Redis then sorts members by their
+bytes, which is the order of code points. It finds a position or a prefix in a million of them as
 fast as in a thousand. (Scores are floating point, which is not exact beyond 2^53.)
 
 Redis runs each verb of the script alone and whole, so no client sees half a change. The first write

@@ -8,7 +8,7 @@ commits before it returns, so ``retry_if_busy`` can repeat it after a deadlock.
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from operator import ge, gt, le, lt
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import ColumnElement, Select, bindparam, delete, func, insert, select
 from sqlalchemy.exc import IntegrityError
@@ -100,8 +100,8 @@ class SQLUserStore:
     async def page(self, query: UserQuery, limit: int) -> list[UserRead]:
         """Select by position, not by offset: the index leads to the first row of any page.
 
-        A search looks in the next ``NEAR`` rows first, and then scans the table, because following
-        an index through the whole table would fetch its rows one by one.
+        A search looks in the next ``NEAR`` rows, and then scans the table. Following an index
+        through all of it would fetch the rows one by one.
         """
         values = parameters(query) | {"limit": limit}
         if query.words and (query.by_name or not query.name):  # by id, a prefix has no index
@@ -208,7 +208,7 @@ def select_page(
             position = at_or_past(name_key, key) & (past(name_key, key) | position)
         found.append(position)
 
-    def in_order(rows: Select[Any], name: ColumnElement[Any], id_: ColumnElement[int]) -> Any:
+    def in_order(rows: Select[Any], name: Any, id_: Any) -> Select[Any]:
         order = [name, id_] if by_name else [id_]
         return rows.order_by(*(column.desc() if descending else column for column in order))
 
@@ -222,7 +222,7 @@ def select_page(
         # lead through the whole table.
         by = (name_key.concat(""), row_id + 0) if words else (name_key, row_id)
         rows = in_order(SELECT.where(*found, *has_words(words)), *by)
-    return cast(Select[Any], rows.limit(bindparam("limit")))
+    return rows.limit(bindparam("limit"))
 
 
 @lru_cache

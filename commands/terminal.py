@@ -91,7 +91,7 @@ def sqlite_file(url: str, name: str = SETTING) -> Path | None:
     """
     if url.partition(":")[0].partition("+")[0] != "sqlite":
         return None
-    file = Path((Database(url).url.database or "").removeprefix("file:"))
+    file = Path(Database(url).url.database or "")
     if not file.is_file():
         raise Stop(f"{name}: there is no SQLite file {file}")
     return file
@@ -114,7 +114,7 @@ def write(text: str) -> None:
         sys.stdout.buffer.write(text.encode())
         sys.stdout.buffer.flush()
     except OSError as error:
-        # Python would try again at its end to write what is left.
+        # At exit, Python would retry the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise SystemExit(1) from None

@@ -191,7 +191,7 @@ class Access:
             if self.under_way[caller.name] >= get_settings().requests_per_caller:
                 return caller, answer(429, "Too many requests of this token are under way. Retry.")
             if caller is UNKNOWN:
-                unknown = "This token is not known."
+                unknown = "This token is not known. Check it, or ask the operator for one."
                 return caller, unauthorized(401, unknown, ', error="invalid_token"')
         else:
             caller = LOCAL
@@ -199,7 +199,7 @@ class Access:
                 only = "Until API_TOKENS is set, Roster serves only the machine that it runs on."
                 return ANYONE, answer(403, f"This request {why}. {only}")
         if method not in SAFE and not caller.writes:
-            only = "This token only reads."
+            only = "This token may only read. Use one that may write."
             return caller, unauthorized(403, only, ', error="insufficient_scope"')
         # Without tokens, a page of another site could have expensive lists read.
         if (method not in SAFE or not (callers or is_open)) and from_other_site(headers):

@@ -1,4 +1,4 @@
-"""What is too large, too slow or ambiguous: limits of a connection, a request and its body."""
+"""Limits of a connection, a request and its body. An ambiguous request is rejected."""
 
 import asyncio
 import json
@@ -53,7 +53,7 @@ class Parser(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Start the request. What is raised here is answered by 400."""
+        """Start the request. uvicorn answers 400 to an error raised here."""
         self.head = 0
         hosts = [value for name, value in self.headers if name == b"host"]
         absolute = not self.url.startswith((b"/", b"*"))  # RFC 9112, sections 3.2 and 3.2.2

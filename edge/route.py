@@ -18,6 +18,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from edge import limits
+from edge.headers import path_of
 from edge.limits import StrictRequest
 
 TAG = re.compile(r'(W/)?"([^"]*)"')  # an entity tag (RFC 9110, section 8.8.3)
@@ -116,8 +117,7 @@ class Route(APIRoute):
         match, found = super().matches(scope)
         if found.get("path_params"):
             app = scope["app"]
-            path = scope["path"].removeprefix(scope.get("root_path", ""))
-            if path in literal_paths(app, len(app.routes)):
+            if path_of(scope) in literal_paths(app, len(app.routes)):
                 return Match.NONE, {}
         return match, found
 

@@ -1,4 +1,4 @@
-"""A database, its sessions, and the two statements that go round them."""
+"""A database, its sessions, and two functions that bypass them: ``fetch``, ``insert_row``."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What drivers raise: its codes, and the form in which all of it leaves this package."""
+"""Drivers' exceptions: their codes, and how they become SQLAlchemy's."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def lost_connection(error: BaseException) -> bool:
 
 
 def wrapped(error: BaseException, dialect: Dialect, connection: Any = None) -> BaseException:
-    """Return what leaves this package for what a driver raises; ``connection`` is SQLAlchemy's."""
+    """Return a driver's exception as SQLAlchemy's; ``connection`` is SQLAlchemy's, too."""
     if connection:
         try:
             connection._handle_exception(error)
@@ -57,7 +57,7 @@ def wrapped(error: BaseException, dialect: Dialect, connection: Any = None) -> B
 
 
 def on_error(writes: bool, context: ExceptionContext) -> BaseException | None:
-    """Wrap what SQLAlchemy passes on as it is, and close connections that are of no use."""
+    """Wrap exceptions that SQLAlchemy does not wrap, and close unusable connections."""
     found = {*codes(context.sqlalchemy_exception or context.original_exception)}
     if writes and DEMOTED & found:  # close all: another server may take changes
         context.is_disconnect = True

@@ -41,7 +41,7 @@ def test_standalone_server_is_told_at_the_start_and_stores_no_list(tmp_path: Pat
         for query in ("", "?on_conflict=skip"):
             response = client.post(f"/users/bulk{query}", json=new)
             assert response.status_code == 503
-            assert "This MongoDB has no transactions" in response.json()["detail"]
+            assert "This database has no transactions" in response.json()["detail"]
         assert read_all(client) == [user]
         assert "Traceback" not in server.printed()
 

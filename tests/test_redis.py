@@ -24,6 +24,7 @@ from sqlalchemy.engine import URL, make_url
 from test_contract import add, fields, read_all
 from test_start import only_line, start_and_fail
 
+from errors import FAULTS
 from fields import fold, fold_all, fold_email
 from models import UserCreate, UserUpdate
 from store import Fault, Kind, find_fault
@@ -146,7 +147,7 @@ def test_full_memory_answers_507_and_reads_and_deletes_go_on(
             client.patch(f"/users/{ada['id']}", json={"name": "ada"}),
         ):
             assert response.status_code == 507
-            assert response.json() == {"detail": "The database is full."}
+            assert response.json() == {"detail": FAULTS[Kind.FULL][1]}
         check_keys(redis)
         assert read_all(client) == [ada, eve]
         assert read_all(client, name="a", sort="-id") == [ada]

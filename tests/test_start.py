@@ -41,6 +41,7 @@ from sqlalchemy.engine import make_url
 from test_contract import add, read_all
 
 from db import open_backend
+from engine import SettingsError
 
 
 def start_and_fail(folder: Path, env: dict[str, str], *guard: str) -> str:
@@ -63,6 +64,28 @@ def only_line(printed: str) -> str:
     lines = [line for line in printed.splitlines() if line and not uvicorns.match(line)]
     assert len(lines) == 1, printed
     return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "driver"),
+    [("postgresql", "asyncpg"), ("mysql", "asyncmy"), ("mongodb", "pymongo"), ("redis", "redis")],
+)
+def test_driver_that_is_not_installed_is_named_with_the_command(
+    scheme: str, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NotInstalled:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == driver:
+                raise ModuleNotFoundError(name=name)
+
+    users = ("engine.postgresql", "engine.mysql", "store_mongo", "store_redis")
+    for name in [name for name in sys.modules if name.startswith((driver, *users))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [NotInstalled, *sys.meta_path])
+    needed = f"needs the package {driver}: pip install -r requirements-servers.txt"
+    with pytest.raises(SettingsError, match=f"DATABASE_URL: {scheme} {needed}$"):
+        open_backend(f"{scheme}://a:hunter2@localhost/x")
 
 
 # A setting, a value, and what is said of it.

@@ -30,8 +30,8 @@ from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from engine import Database as Engines
-from engine import Rows, UTCMillis, codes
-from engine.direct import execute
+from engine import UTCMillis, codes
+from engine.direct import Rows, execute
 
 T = Table(
     "t",

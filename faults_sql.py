@@ -36,6 +36,29 @@ KINDS = by_code(
         Kind.FULL: "53100 1021 1114 SQLITE_FULL 2200H 167 1467",
     }
 )
+# Why a database does not start.
+REASONS = by_code(
+    {
+        "does not know this user name with this password": "28P01",
+        # PostgreSQL and MariaDB say the same of a connection that isn't encrypted, if it has to be.
+        "does not accept this user name with this password, or not without TLS": "28000 1045",
+        "has no database of this name": "3D000 1049",
+        "does not give this user access to the database, or does not let it make tables,"
+        " for which PostgreSQL wants GRANT CREATE ON SCHEMA public": "42501",
+        "does not give this user access to the database": "1044 1142",
+        "has an option with a wrong value after its ?, or"
+        " sslmode=verify-full without sslrootcert": "ClientConfigurationError",
+        "does not know an option that the URL has after its ?": "42704",
+        "accepts connections with TLS only": "3159",
+        "does not accept Roster's settings: see PgBouncer in the documentation": "08P01",
+        "forgets prepared statements: behind PgBouncer, add"
+        " ?prepared_statement_cache_size=0": "26000 42P05",
+        "cannot be opened: the folder is missing, or you may not write in it": "SQLITE_CANTOPEN",
+        "is corrupt: restore it from a backup": "SQLITE_CORRUPT",
+        "is not a SQLite database": "SQLITE_NOTADB",
+        "cannot be written to": "SQLITE_READONLY SQLITE_READONLY_DIRECTORY",
+    }
+)
 UNIQUE = {"23505", "1062", "SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"}
 
 

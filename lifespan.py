@@ -19,39 +19,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from db import get_backend
 from edge import get_callers
 from engine import Database, SettingsError, codes
+from faults_sql import REASONS as SQL_REASONS
 from faults_sql import sql_fault
 from schema import WrongTables, make_tables
-from store import UNFINISHED, Backend, Fault, Kind, UserStore, by_code, logger
+from store import UNFINISHED, Backend, Fault, Kind, UserStore, logger
 from store_sql import SQLUserStore
 
-# What is wrong with DATABASE_URL, by the driver's code.
-REASONS = by_code(
-    {
-        "does not know this user name with this password": "28P01 18 WRONGPASS NOAUTH"
-        " AuthenticationError",
-        # PostgreSQL and MariaDB say the same of a connection that isn't encrypted, if it has to be.
-        "does not accept this user name with this password, or not without TLS": "28000 1045",
-        "has no database of this name": "3D000 1049 NOSUCHDB",
-        "does not give this user access to the database, or does not let it make tables,"
-        " for which PostgreSQL wants GRANT CREATE ON SCHEMA public": "42501",
-        "does not give this user access to the database": "1044 1142 13 8000 NOPERM",
-        "has a name that is not known, or is older than PyMongo supports": "ConfigurationError",
-        "has a TLS certificate that is not for this host, has expired,"
-        " or whose issuer is unknown": "SSLCertVerificationError",
-        "has an option with a wrong value after its ?, or"
-        " sslmode=verify-full without sslrootcert": "ClientConfigurationError",
-        "accepts connections with TLS only": "3159",
-        "cannot be opened: the folder is missing, or you may not write in it": "SQLITE_CANTOPEN",
-        "is corrupt: restore it from a backup": "SQLITE_CORRUPT",
-        "is not a SQLite database": "SQLITE_NOTADB",
-        "cannot be written to": "SQLITE_READONLY SQLITE_READONLY_DIRECTORY",
-        "holds an unfinished copy: run that `cli.py copy` again": "UnfinishedCopy",
-        "does not accept Roster's settings: see PgBouncer in the documentation": "08P01",
-        "forgets prepared statements: behind PgBouncer, add"
-        " ?prepared_statement_cache_size=0": "26000 42P05",
-        "does not know an option that the URL has after its ?": "TypeError 42704",
-    }
-)
+# What is wrong with DATABASE_URL, whatever the database; each store has its own reasons, too.
+REASONS = {
+    "SSLCertVerificationError": "has a TLS certificate that is not for this host, has expired,"
+    " or whose issuer is unknown",
+    "TypeError": "does not know an option that the URL has after its ?",
+    "UnfinishedCopy": "holds an unfinished copy: run that `cli.py copy` again",
+}
 
 
 class UnfinishedCopy(Exception):
@@ -73,13 +53,14 @@ class StartError(Exception):
             found = [error.code, *found]
         passing = (Kind.UNREACHABLE, Kind.BUSY, Kind.TOO_SLOW)
         self.wait = isinstance(error, Fault) and error.kind in passing
-        code = next((code for code in found if code in REASONS), found[0])
+        reasons = REASONS | getattr(backend, "reasons", SQL_REASONS)
+        code = next((code for code in found if code in reasons), found[0])
         if isinstance(error, WrongTables):
             said = str(error)
         elif self.wait:
             said = f"is unreachable, busy or slow ({code})."
         else:
-            said = f"{REASONS.get(code, 'cannot be used')} ({code})."
+            said = f"{reasons.get(code, 'cannot be used')} ({code})."
         super().__init__(f"DATABASE_URL: {backend.place} {said}")
 
 

@@ -56,6 +56,13 @@ KINDS = by_code(
         Kind.FULL: "14031",
     }
 )
+REASONS = by_code(  # why a database does not start
+    {
+        "does not know this user name with this password": "18",
+        "does not give this user access to the database": "13 8000",
+        "has a name that is not known, or is older than PyMongo supports": "ConfigurationError",
+    }
+)
 # Fetch what a client sees, and nothing else; its id is _id here.
 SEEN = {field: 1 for field in FIELDS if field != "id"}
 
@@ -63,7 +70,7 @@ SEEN = {field: 1 for field in FIELDS if field != "id"}
 class MongoUserStore:
     """Users in the collection ``users``."""
 
-    kinds = KINDS
+    kinds, reasons = KINDS, REASONS
     # The last two: a value that BSON cannot hold.
     errors = PyMongoError, BSONError, OSError, OverflowError, UnicodeEncodeError
 

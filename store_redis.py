@@ -61,6 +61,13 @@ KINDS = by_code(
         Kind.FULL: "OOM FULL",
     }
 )
+REASONS = by_code(  # why a database does not start
+    {
+        "does not know this user name with this password": "WRONGPASS NOAUTH AuthenticationError",
+        "has no database of this name": "NOSUCHDB",
+        "does not give this user access to the database": "NOPERM",
+    }
+)
 NULL = "\0"  # stands for null in a script's arguments: no text has a NUL
 PIECE = 1000  # users at whose hashes a script looks
 NAMES = ", ".join(map(repr, FIELDS))
@@ -71,7 +78,7 @@ SCRIPTS += Path(__file__).with_suffix(".lua").read_text()
 class RedisUserStore:
     """Users in the keys ``roster:*``."""
 
-    kinds = KINDS
+    kinds, reasons = KINDS, REASONS
     errors = RedisError, OSError, RuntimeError  # uvloop's
 
     def __init__(self, url: str, size: int = 15) -> None:

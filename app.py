@@ -8,7 +8,7 @@ from fastapi_offline import FastAPIOffline
 import edge
 from db import StoreDep
 from edge import IfMatch, Route, each
-from errors import (  # the other responses for OpenAPI; SEND: of a WRITE that has a body
+from errors import (  # HANDLERS of exceptions, and the errors of each request for OpenAPI
     HANDLERS,
     LIVE,
     NOT_FOUND,
@@ -38,7 +38,7 @@ app = FastAPIOffline(  # FastAPI, except that /docs loads nothing from other sit
     telemetry=telemetry(),  # OpenTelemetry, if an OTEL_ variable is set
     generate_unique_id_function=lambda route: route.name,  # operations are named like handlers
 )
-app.router.route_class = Route  # sends rows unvalidated, sets ETag, answers 304, limits requests
+app.router.route_class = Route  # of all routes below: rows unvalidated, ETag, 304, limits
 edge.install(app)  # middleware: access, security headers, the log of changes
 app.frontend("/", directory=edge.WEB, fallback=None)  # serve unmatched paths from web/
 
@@ -55,11 +55,11 @@ async def create_user(user: UserCreate, store: StoreDep, response: Response) -> 
     "/users/bulk", tags=["users"], status_code=status.HTTP_201_CREATED, responses=SEND | TAKEN
 )
 async def create_users(
-    users: Annotated[list[UserCreate], each(UserCreate)],  # checked in slices, so others are served
+    users: Annotated[list[UserCreate], each(UserCreate)],  # checked in slices: others run, too
     store: StoreDep,
     on_conflict: Annotated[Literal["fail", "skip"], Query()] = "fail",
 ) -> BulkResult:
-    """Add up to 1000 users, all or none. `on_conflict=skip` leaves out taken addresses."""
+    """Add up to 1000 users, all or none. `on_conflict=skip` skips those whose address is taken."""
     return BulkOfRows(*await store.add_many(users, skip_taken=on_conflict == "skip"))
 
 
@@ -67,8 +67,8 @@ async def create_users(
 async def read_users(query: Annotated[UserQuery, Query()], store: StoreDep) -> UserPage:
     """List users, page by page: send `next` as `cursor` until it is null.
 
-    A user that exists from the first page to the last appears exactly once. Only if the list is
-    sorted by name, and the user is renamed between two pages, it may appear twice or not at all.
+    A user that matches from the first page to the last appears exactly once. If the list is sorted
+    by name, a user that is renamed between two pages may appear twice or not at all.
     """
     return await read_page(store, query)
 
@@ -78,7 +78,7 @@ async def export_users(
     request: Request, store: StreamStoreDep, format: Format = "jsonl", q: Words = ""
 ) -> WholeResponse:
     """Download every user, or those that `q` finds, sorted by id."""
-    # It states its length, so a client knows whether it got all of it.
+    # The session lasts until all is sent. The length is stated, so a client notices a cut.
     return WholeResponse(request, read_pages(store, q), FIELDS, "users", format)
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from engine import SQL_SCHEMES, Database, Session, SettingsError  # this Session is asynchronous
+from engine import SQL_SCHEMES, Database, Session, SettingsError  # this Session is an AsyncSession
 from store import Backend, UserStore
 from store_sql import SQLUserStore
 
@@ -21,11 +21,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_file=".env", extra="ignore")
 
     database_url: SecretStr = SecretStr("sqlite:///roster.db")
-    read_database_url: SecretStr = SecretStr("")
+    read_database_url: SecretStr = SecretStr("")  # of a replica: reads go there
     pool_size: int = Field(default=15, ge=2, le=1000)
     requests_per_caller: int = Field(default=20, ge=1)  # at the same time
-    api_tokens: SecretStr = SecretStr("")  # name:token, separated by commas; none: local access
-    api_read_tokens: SecretStr = SecretStr("")
+    api_tokens: SecretStr = SecretStr("")  # name:token, by commas; none: only this machine
+    api_read_tokens: SecretStr = SecretStr("")  # these may only read
 
 
 @cache
@@ -73,26 +73,26 @@ def get_backend() -> Backend:
 
 
 def open_session(read_only: bool = False) -> AsyncSession:
-    """Return a session for ``async with``: its end commits, an exception rolls back."""
+    """Return a session for ``async with``. Its end commits; an exception rolls back."""
     backend = get_backend()  # with MongoDB and Redis, a session raises NotSQL when it is used
     return Session(backend if isinstance(backend, Database) else None, read_only)
 
 
 async def get_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
-    """Yield a session: for reading in a GET or a HEAD; for changes in others, and in WebSockets."""
+    """Yield a session: for reading in a GET or a HEAD, for changes elsewhere, like a WebSocket."""
     async with open_session(connection.scope.get("method") in ("GET", "HEAD")) as session:
         yield session
 
 
 # scope="function" ends the session, and commits, before the response is sent. With FastAPI's
-# default, a client would be told 201 before a commit that fails.
+# default, a client could get a 201 before the commit fails.
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 StreamSessionDep = Annotated[AsyncSession, Depends(get_session)]  # ends when all has been sent
 
 
 async def get_store(session: SessionDep) -> UserStore:
     """Return the store of users: on SQL, one that uses the session; else the backend itself."""
-    if isinstance(session, Session) and session.database is None:  # a test's may be another
+    if isinstance(session, Session) and session.database is None:  # a test may use another class
         return cast(UserStore, get_backend())
     return SQLUserStore(session)
 

@@ -3,8 +3,8 @@
 It has the shape of the SQLModel tutorial. A base class declares each field once; the table and the
 classes for requests and responses add what only they have. A table model does not validate
 (https://sqlmodel.tiangolo.com/tutorial/fastapi/multiple-models/), so values from outside go through
-``UserCreate`` or ``UserUpdate`` first. ``fields.py`` has the rules of ``Name`` and ``Email``,
-and ``rows.py`` defines the other names that are not SQLModel's.
+``UserCreate`` or ``UserUpdate`` first. ``fields.py`` has the types of fields, their limits and how
+they are folded; ``rows.py`` has what helps to make tables and classes.
 """
 
 from datetime import datetime
@@ -18,7 +18,7 @@ from rows import TABLE, RowId, Versioned, fields_of, key_of, partial, unvalidate
 
 
 class UserBase(SQLModel):
-    """What a client sends: ``Name`` checks the value, and ``max_length`` sizes the column."""
+    """The shared fields. ``Name`` and ``Email`` check values; ``max_length`` sizes columns."""
 
     name: Name = Field(max_length=NAME_MAX)
     email: Email = Field(max_length=EMAIL_MAX)
@@ -27,7 +27,7 @@ class UserBase(SQLModel):
 class User(Versioned, UserBase, table=True):
     """The table. ``Versioned`` adds ``created_at``, ``updated_at`` and ``version``.
 
-    Its keys are copies of fields, folded: without case, for example. The database compares, sorts
+    The keys are folded copies of fields: in lower case, for example. The database compares, sorts
     and searches by them, and clients never see them. Every write computes them again. Addresses
     that differ only in case share an ``email_key``. A search looks for its words in ``search_key``.
     """
@@ -78,7 +78,7 @@ class UserPage(SQLModel):
 
     items: list[UserRead]
     next: str | None = Field(description="The cursor of the next page; null on the last.")
-    # MISSING (pydantic's) is a type and its only value, which the JSON leaves out.
+    # MISSING is both a type and a value. pydantic leaves it out of the JSON.
     total: int | MISSING = Field(default=MISSING, description="How many users match, if asked for.")
 
 
@@ -89,8 +89,8 @@ class BulkResult(SQLModel):
     skipped: list[str]
 
 
-# Stores return these as UserRead, UserPage and BulkResult: the same fields, but not validated
-# again, because every row was validated before it was stored.
+# Responses use these for UserRead, UserPage and BulkResult. They have the same fields, but do not
+# validate them again, because every row was validated before it was stored.
 FIELDS = fields_of(UserRead)  # their names, in the order in which UserRow takes its values
 UserRow = unvalidated(UserRead)
 PageOfRows = unvalidated(UserPage)

@@ -1,4 +1,4 @@
-"""The tables of an SQL database: made when it is empty, and the newest ids that they gave.
+"""The tables of an SQL database: how they are made, and the newest id that each of them gave.
 
 From then on, only Alembic changes them (``migrations/``): they must have its newest revision.
 """

@@ -104,8 +104,8 @@ class MongoUserStore:
         document = new_document(await self.take_ids(1), new_row(User, new.model_dump()))
         try:
             await self.users.insert_one(document)
-        except DuplicateKeyError:
-            raise EmailTaken([("body", "email")]) from None
+        except DuplicateKeyError as error:
+            raise to_conflict(error) from None
         return to_user(document)
 
     @in_slot
@@ -127,9 +127,10 @@ class MongoUserStore:
             try:
                 await self.transact(partial(self.insert, documents))
             except BulkWriteError as error:
-                if "11000" not in self.codes(error):  # no address is taken
+                found = await self.find_taken(first)
+                if "11000" not in self.codes(error) or found <= taken:  # no address is taken
                     raise
-                taken |= await self.find_taken(first)
+                taken |= found  # one more each time, so the loop ends
             else:
                 return [to_user(document) for document in documents], [
                     new[i].email for i in sorted(taken)
@@ -207,8 +208,8 @@ class MongoUserStore:
                     SEEN,
                     return_document=ReturnDocument.AFTER,
                 )
-            except DuplicateKeyError:
-                raise EmailTaken([("body", "email")]) from None
+            except DuplicateKeyError as error:
+                raise to_conflict(error) from None
         if document is None:  # the user is there, and has these values already
             same = {"$nor": other} if other and if_match is not None else {}
             document = await self.users.find_one(with_version(user_id, if_match) | same, SEEN)
@@ -329,6 +330,11 @@ class MongoUserStore:
         if await self.users.find_one({"_id": user_id}, {"_id": 1}) is None:
             raise NotFound
         raise StaleVersion
+
+
+def to_conflict(error: DuplicateKeyError) -> Exception:
+    """Return what the rejection of a document means: EmailTaken, or else the same error."""
+    return EmailTaken([("body", "email")]) if "email_key" in str(error) else error
 
 
 def new_document(user_id: int, row: dict[str, Any]) -> Document:

@@ -108,7 +108,7 @@ async def filled(ours: UserStore, destination: Backend, tables: list[Table]) -> 
 
 async def say_why(destination: Backend, mark: int, what: str) -> NoReturn:
     """Raise StaleVersion if another copy has taken over, or else Stop."""
-    await set_last_id(destination, mark, mark)
+    await set_last_id(destination, mark, mark)  # which changes nothing if the mark is still there
     raise Stop(f"The two differ: {what}. Stop the apps.")
 
 

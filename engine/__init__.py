@@ -7,7 +7,8 @@ The only door of the package, which knows nothing of an app's tables. Tested in 
 - What SQLAlchemy's sessions offer works in a session for reading, too: streams, savepoints.
 - ``fetch`` and ``insert_row`` leave out SQLAlchemy's steps between a statement and its driver,
   unless the session is in a transaction, or isn't ours.
-- Connections go out in the order of asking, at most ``size`` (SQLite: six), in five seconds.
+- Callers get connections in the order of asking, within five seconds. There are at most ``size``,
+  of SQLite six.
 - Whatever a driver raises leaves here as an ``SQLAlchemyError``; ``codes`` says which error it is.
 - SQLite never blocks the event loop: ``README.md`` lists what that takes.
 - Only the driver of the database in use is imported.

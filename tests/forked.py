@@ -155,9 +155,12 @@ def main() -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     time.tzset()
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115 (for as long as the process lives)
-    sys.stdout = open(1, "w", buffering=1 if os.isatty(1) else -1, closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    # They stay open for as long as the process lives.
+    sys.stdin, sys.stdout, sys.stderr = (
+        os.fdopen(0, closefd=False),
+        os.fdopen(1, "w", 1 if os.isatty(1) else -1, closefd=False),
+        os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False),
+    )
     if request["strict"]:
         sys.warnoptions[:] = ["error"]
         warnings.simplefilter("error")

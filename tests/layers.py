@@ -1,8 +1,7 @@
 """Checks that imports go down only, by import-linter with the layers in ``pyproject.toml``.
 
-import-linter looks at packages, and Roster's modules are in no package of their own. So it is given
-a copy of them as a package ``roster``, in which ``from db import ...`` is ``from roster.db import
-...``.
+import-linter looks at packages, and Roster's modules are in no package of their own. So it gets a
+copy of them as a package: ``from db import ...`` becomes ``from roster.db import ...``.
 """
 
 import os
@@ -13,15 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = [init.parent.name for init in ROOT.glob("*/__init__.py")]
 
 
 def check(root: Path) -> int:
     """Print what import-linter says of the modules in a folder; return its exit status."""
-    files = [
-        *root.glob("*.py"),
-        *(file for each in PACKAGES for file in root.glob(f"{each}/**/*.py")),
-    ]
+    packages = [init.parent for init in root.glob("*/__init__.py")]
+    files = [*root.glob("*.py"), *(file for each in packages for file in each.rglob("*.py"))]
     modules = "|".join({file.relative_to(root).parts[0].removesuffix(".py") for file in files})
     with TemporaryDirectory(prefix="roster-lint-") as folder:
         for file in files:

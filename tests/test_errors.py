@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -10,6 +11,7 @@ from conftest import NO_TLS, Server, serve, wait_until
 from databases import Database
 from sqlalchemy import text
 
+from db import open_backend
 from engine import Database as SQLDatabase
 
 # The keys of tests/own_app.py. An import would add its handlers to the app of all tests here.
@@ -99,15 +101,19 @@ def test_path_that_a_router_has_literally_is_its_own(http: httpx.Client) -> None
     assert (http.get("/users/you").status_code, http.get("/users/bulk").status_code) == (422, 405)
 
 
-@on_sql
-def test_another_unique_column_is_not_the_address(database: Database, tmp_path: Path) -> None:
+@pytest.mark.parametrize("database", [*SQL, "mongodb"], indirect=True, scope="session")
+def test_another_unique_field_is_not_the_address(database: Database, tmp_path: Path) -> None:
     """And a bulk ends, with no address to leave out."""
 
     async def make_unique(url: str) -> None:
-        own = SQLDatabase(url)
-        async with own.writer.begin() as connection:
-            await connection.execute(text("CREATE UNIQUE INDEX one_name ON users (name)"))
-        await own.stop()
+        backend = open_backend(url)
+        if isinstance(backend, SQLDatabase):
+            async with backend.writer.begin() as connection:
+                await connection.execute(text("CREATE UNIQUE INDEX one_name ON users (name)"))
+        else:
+            users: Any = backend
+            await users.users.create_index("name", unique=True)
+        await backend.stop()
 
     taken = {"name": "Ada", "email": "other@example.com"}
     with database.new() as url, serve(url, tmp_path) as server:

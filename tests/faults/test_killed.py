@@ -1,31 +1,24 @@
 """The app or its database dies while users are written: nothing that was acknowledged is lost."""
 
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 from statistics import median
 
-from conftest import FULL, answers, full, serve, wait_until
+from conftest import FULL, SLACK, answers, full, serve, wait_until
 from databases import Database
 from load import HEAL, SERVERS, Figures, check_healthy, count_lost, on, writing
 from sqlalchemy.engine import make_url
 
-START = 3  # seconds, at most, in which a killed app is back
-LIBRARIES = "import fastapi_offline, sqlmodel.ext.asyncio.session, typer, uvicorn"
+START = 3 + SLACK  # seconds, at most, in which a killed app is back
 
 
 @on("sqlite", *SERVERS)
 def test_app_killed_while_it_writes_loses_nothing(
     own: Database, tmp_path: Path, record_property: Figures
 ) -> None:
-    loads, starts, imports = [], [], []
+    loads, starts = [], []
     for _ in range(20 if FULL else 1):
-        if FULL:
-            began = time.monotonic()
-            subprocess.run([sys.executable, "-c", LIBRARIES], check=True)
-            imports.append(time.monotonic() - began)
         began = time.monotonic()
         with serve(own.url, tmp_path, "--no-access-log") as server:
             wait_until(lambda url=server.url: answers(f"{url}/readyz"))  # type: ignore[misc]  # mypy cannot infer it
@@ -47,9 +40,8 @@ def test_app_killed_while_it_writes_loses_nothing(
     record_property("lost", lost)
     record_property("starts", f"{median(starts):.1f} s, slowest {max(starts):.1f} s")
     assert lost == 0
-    if FULL:  # on a machine that imports the libraries in a second
-        record_property("imports", f"{median(imports):.1f} s")
-        assert median(starts) < START * max(1, median(imports))
+    if FULL:  # one start says little: the machine may be busy with something else
+        assert median(starts) < START
     if own.url.startswith("sqlite"):
         connection = sqlite3.connect(str(make_url(own.url).database))
         assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
